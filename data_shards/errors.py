@@ -1,0 +1,26 @@
+"""Errors that a user can act on: one clear sentence that says what, where and what to do.
+
+The command line prints the sentence and exits with `exit_code`; nothing here ever shows a traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad usage, configuration or input; exit code 2."""
+
+    exit_code = 2
+
+
+class DataIntegrityError(UserError):
+    """Bytes on disk are not what was written; exit code 3."""
+
+    exit_code = 3
+
+
+def nearest_of(word: str, choices: list[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest of `choices`, or "" when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
