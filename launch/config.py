@@ -1,0 +1,344 @@
+"""What a user may set, in one place: a YAML file, then `a.b=c` overrides, checked before any resource is taken.
+
+Unknown keys are errors that name the nearest known one. Importing this file imports neither torch nor Ray, so a typing
+mistake is answered in well under a second.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_shards.errors import UserError, nearest_of
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, every key known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """One entry of a table in launch/build.py, and the arguments of its constructor (checked there against its signature)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class AugmentSection(Section):
+    """Training views; evaluation always resizes and crops the centre."""
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: bool = False
+    vflip: bool = False
+    rotate90: bool = False
+    rotate_degrees: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear_degrees: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase: float = 0.0
+
+
+class DataSection(Section):
+    """Which shards, at what size, seen how."""
+
+    shards: str
+    build: str | None = Field(None, description="source to build the shards from when they do not exist, e.g. 'digits'")
+    build_options: dict[str, Any] = Field(default_factory=dict)
+    image_size: int = Field(224, gt=0)
+    resize: int | None = None
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    augment: AugmentSection = AugmentSection()
+    num_workers: int = Field(0, ge=0)
+    verify: bool = True
+
+
+class ModelSection(Section):
+    """Backbone -> head -> partitioned embedding."""
+
+    backbone: Component = Component(name="resnet50")
+    head: Component = Component(name="attention")
+    num_dims: int = Field(128, gt=0)
+    num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
+    weights: str = Field("random", description="'random', or a .pth/.safetensors file with torchvision key names")
+
+
+class ObjectiveSection(Section):
+    loss: Component = Component(name="margin")
+    miner: Component = Component(name="nearest_beyond_cutoff")
+
+
+class TrainSection(Section):
+    """The loop: batches are global, so the number of ranks never changes them."""
+
+    epochs: int = Field(300, gt=0)
+    finetune_epoch: int | None = Field(None, description="from here on the whole embedding is trained on all data")
+    batch_size: int = Field(32, gt=1)
+    samples_per_class: int = Field(8, ge=0)
+    steps_per_epoch: int | None = Field(None, gt=0)
+    temperature: float = Field(1.0, ge=0)
+    schedule: Literal["budget", "published"] = "budget"
+    accumulate: int = Field(1, gt=0, description="forward passes a rank splits its part of the batch into")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: off")
+
+
+class OptimSection(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-5, gt=0)
+    embedding_lr: float | None = None
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+
+
+class ClusterSection(Section):
+    """Which samples belong to which subspace."""
+
+    backend: Literal["ray", "local"] = "ray"
+    index: Literal["auto", "faiss", "faiss-gpu", "torch"] = "auto"
+    features: Literal["penultimate", "embedding"] = "penultimate"
+    recluster_every: int = Field(2, gt=0)
+    recluster_after_growth: bool = True
+    num_iterations: int = Field(100, gt=0)
+    num_shards: int | None = Field(None, gt=0, description="k-means actors; one per rank when not given")
+    num_cpus: float = Field(0.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    min_size: int | None = Field(None, description="smallest cluster that is kept; the batch size when not given")
+    min_classes: int = Field(2, ge=1)
+    timeout_s: float = Field(600.0, gt=0)
+
+
+class GrowthSection(Section):
+    """When a subspace is split: the constants of the published rule, and ways to differ."""
+
+    enabled: bool = True
+    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r"] = "nmi"
+    patience: int = Field(10, ge=0)
+    min_delta: float = Field(0.0, ge=0)
+    min_tail: int = Field(10, gt=0)
+    min_selected: int = Field(5, gt=0)
+    select: Literal["threshold", "top_fraction"] = "threshold"
+    threshold: float = Field(0.5, ge=0, le=1)
+    fraction: float = Field(0.5, gt=0, lt=1)
+    score: Literal["abs_of_mean", "mean_of_abs"] = "abs_of_mean"
+    max_subspaces: int | None = Field(None, gt=0)
+
+
+class EvaluateSection(Section):
+    every: int = Field(1, gt=0)
+    batch_size: int = Field(64, gt=0)
+    nmi_seeds: int = Field(10, gt=0, description="k-means seeds of the final scores")
+    nmi_seeds_while_training: int = Field(1, gt=0)
+    exclude_groups: bool = Field(False, description="remove gallery images of the query's own group (patient, lesion)")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class CheckpointSection(Section):
+    every_steps: int | None = Field(None, gt=0, description="besides the one at the end of every epoch")
+    keep: int = Field(2, ge=2)
+
+
+class RaySection(Section):
+    address: str | None = Field(None, description="join this cluster; a local one is started when not given")
+
+
+class LaunchSection(Section):
+    nproc: int = Field(1, gt=0)
+    max_restarts: int = Field(3, ge=0)
+    timeout_s: float = Field(600.0, gt=0, description="of every collective")
+    threads: int | None = Field(None, gt=0, description="threads of a rank; the cores divided by the ranks when not given")
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = "subspace"
+    seed: int = 0
+    deterministic: bool = False
+    compat: Literal["published"] | None = None
+    data: DataSection
+    model: ModelSection = ModelSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    cluster: ClusterSection = ClusterSection()
+    growth: GrowthSection = GrowthSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    ray: RaySection = RaySection()
+    launch: LaunchSection = LaunchSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        train = self.train
+        if train.samples_per_class and train.batch_size % train.samples_per_class:
+            raise ValueError(
+                f"train.batch_size {train.batch_size} is not divisible by train.samples_per_class {train.samples_per_class}"
+            )
+        if train.finetune_epoch is not None and train.finetune_epoch > train.epochs:
+            raise ValueError(f"train.finetune_epoch {train.finetune_epoch} is after train.epochs {train.epochs}")
+        if len(self.data.mean) != self.data.channels or len(self.data.std) != self.data.channels:
+            raise ValueError(f"data.mean and data.std need {self.data.channels} values, as data.channels says")
+        if self.model.num_subspaces > self.model.num_dims:
+            raise ValueError(f"model.num_subspaces {self.model.num_subspaces} is more than model.num_dims")
+        if self.deterministic and train.batch_size % train.logical_shards:
+            raise ValueError(
+                f"train.batch_size {train.batch_size} is not divisible by train.logical_shards {train.logical_shards}"
+            )
+        return self
+
+
+# What `compat: published` means: the released code where it is well defined (specs in docs/decisions.md).
+PUBLISHED: dict[str, Any] = {
+    "train.schedule": "published",
+    "train.finetune_epoch": 250,
+    "cluster.recluster_after_growth": False,
+    "growth.score": "abs_of_mean",
+    "growth.select": "threshold",
+    "optim.name": "adam",
+}
+
+
+def parse_overrides(tokens: list[str]) -> dict[str, Any]:
+    """Turn `a.b=c` tokens into {"a.b": value}; values are read as YAML, so `1e-4`, `true` and `[1, 2]` mean what they say.
+
+    Raises:
+        UserError: a token without "=".
+    """
+    overrides = {}
+    for token in tokens:
+        name, equals, text = token.partition("=")
+        if not equals:
+            raise UserError(f"'{token}' is not an override: write section.key=value")
+        overrides[name.lstrip("-").replace("-", "_")] = _value(text)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"'{dotted}' cannot be set: '{parent}' is a value, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _get(tree: dict[str, Any], dotted: str) -> bool:
+    for part in dotted.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def environment_overrides(environment: dict[str, str]) -> dict[str, Any]:
+    """Return overrides from SUBSPACE__SECTION__KEY=value variables."""
+    prefix = "SUBSPACE__"
+    return {
+        name[len(prefix) :].lower().replace("__", "."): _value(text)
+        for name, text in sorted(environment.items())
+        if name.startswith(prefix)
+    }
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping safely.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no configuration: expected sections such as 'data:' and 'train:'")
+    return tree
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Return the checked configuration: defaults < file < SUBSPACE__ environment < overrides.
+
+    Raises:
+        UserError: anything wrong, in one sentence that names the key.
+    """
+    tree = read_yaml(path)
+    for name, value in {**environment_overrides(dict(os.environ)), **parse_overrides(overrides or [])}.items():
+        _set(tree, name, value)
+    if tree.get("compat") == "published":
+        for name, value in PUBLISHED.items():
+            if not _get(tree, name):
+                _set(tree, name, value)
+    return checked(tree, str(path))
+
+
+def checked(tree: dict[str, Any], where: str) -> RunConfig:
+    """Return the configuration in `tree`, or raise a UserError whose one sentence names the first mistake."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{name}'{nearest_of(str(first['loc'][-1]), _keys_beside(first['loc']))}"
+    if first["type"] == "missing":
+        return f"'{name}' is missing"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"'{name}': {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

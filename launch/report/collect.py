@@ -1,0 +1,180 @@
+"""Read a run folder into one value: everything the report shows comes from files, never from a live run.
+
+Parts may be missing (a run that was stopped, has one subspace, no attention or no test split); what is missing is
+None or empty here and the page leaves it out. Lines that a restart repeated are taken from the last attempt.
+
+Legend: N evaluated images, D embedding width, h x w attention map.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file
+
+from data_shards.errors import DataIntegrityError, UserError
+from launch.status import read_status
+
+Record = dict[str, Any]
+SPLITS = ("test", "validation")  # in the order of preference for pictures: test is what a paper reports
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Per-image results of one split; row numbers in `neighbours` point into the same arrays, -1 = none."""
+
+    sample_ids: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64
+    vectors: np.ndarray  # (N, D) float32
+    neighbours: np.ndarray  # (N, k) int64
+    distances: np.ndarray  # (N, k) float32
+    maps: np.ndarray | None  # (N, h, w) float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one split and, where the vectors were kept, its arrays."""
+
+    split: str
+    scores: Record
+    arrays: Arrays | None
+
+    def class_name(self, label: int) -> str:
+        names = self.scores.get("class_names") or []
+        return str(names[label]) if 0 <= label < len(names) else str(label)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    path: Path
+    status: Record
+    config: Record
+    config_text: str
+    env: Record
+    steps: list[Record]
+    epochs: list[Record]
+    events: list[Record]
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def seed(self) -> int:
+        seed = self.config.get("seed", 0)
+        return seed if isinstance(seed, int) else 0
+
+    @property
+    def pictured(self) -> Evaluation | None:
+        """The split that maps, confusion and panels show."""
+        return next((self.evaluations[s] for s in SPLITS if s in self.evaluations), None)
+
+    def named(self, event: str) -> list[Record]:
+        """Return the events of one kind, oldest first."""
+        return [e for e in self.events if e.get("event") == event]
+
+
+def read_run(path: Path | str) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: not a run folder.
+        DataIntegrityError: a file is not what was written.
+    """
+    path = Path(path)
+    status = read_status(path)
+    config_text = _text(path / "config.yaml")
+    metrics = list(_records(path / "metrics.jsonl"))
+    return Run(
+        path=path,
+        status=status,
+        config=_mapping(path / "config.yaml", config_text),
+        config_text=config_text,
+        env=json.loads(_text(path / "env.json") or "{}"),
+        steps=_last_of([m for m in metrics if "loss" in m and "step" in m], "step"),
+        epochs=_last_of([m for m in metrics if m.get("validation")], "epoch"),
+        events=list(_records(path / "events.jsonl")),
+        evaluations={e.split: e for e in _evaluations(path / "evaluation")},
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _mapping(path: Path, text: str) -> Record:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's log") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """Yield JSON lines; a line that a crash cut short is left out."""
+    for line in _text(path).splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _last_of(records: list[Record], name: str) -> list[Record]:
+    """Keep the last record of every value of `name`, ordered by it: a resumed run repeats steps it had lost."""
+    latest = {r[name]: r for r in records if isinstance(r.get(name), int)}
+    return [latest[value] for value in sorted(latest)]
+
+
+def _evaluations(folder: Path) -> Iterator[Evaluation]:
+    for split in SPLITS:
+        path = folder / f"{split}.json"
+        if not path.exists():
+            continue
+        try:
+            scores = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DataIntegrityError(f"{path} is damaged ({error}); run `subspace evaluate` again") from None
+        yield Evaluation(split, scores, _arrays(folder / f"{split}.safetensors"))
+
+
+def _arrays(path: Path) -> Arrays | None:
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    missing = {"sample_ids", "labels", "vectors", "neighbours", "neighbour_distances"} - set(tensors)
+    if missing:
+        raise DataIntegrityError(f"{path} lacks {sorted(missing)[0]}; run `subspace evaluate` again")
+    maps = tensors.get("maps")
+    return Arrays(
+        sample_ids=tensors["sample_ids"],
+        labels=tensors["labels"].astype(np.int64),
+        vectors=tensors["vectors"].astype(np.float32),
+        neighbours=tensors["neighbours"],
+        distances=tensors["neighbour_distances"].astype(np.float32),
+        maps=None if maps is None else maps.astype(np.float32),
+    )
+
+
+def score(scores: Record, name: str) -> float | None:
+    """Return one score by its short name, None when absent or not a number.
+
+    `recall@1` ... `recall@8` are read from `recall`, `nmi` and `ami` give their mean.
+    """
+    if name.startswith("recall@"):
+        value = (scores.get("recall") or {}).get(name.removeprefix("recall@"))
+    else:
+        value = scores.get(name)
+        value = value.get("mean") if isinstance(value, dict) else value
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

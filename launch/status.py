@@ -1,0 +1,203 @@
+"""status.json: what a run is doing, for people, schedulers and other programs.
+
+torchrun, Ray and Slurm do not pass exit codes through (each turns 3, 75 and 143 into 1), so the outcome of a run is
+this file. It is replaced whole (write, fsync, rename), so a reader never sees half of it.
+`python -m launch.status RUN` prints the state word alone, for batch scripts; it imports nothing heavy, since a
+requeue hook may have seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STATES = ("running", "completed", "preempted", "failed")
+FIELDS = ("state", "epoch", "step", "num_subspaces", "world_size", "attempt", "exit_code", "reason", "time")
+_TAIL_BYTES = 1 << 18  # enough for hundreds of steps and the last epoch line; a long run's file has gigabytes
+_COLOURS = {"running": "cyan", "completed": "green", "preempted": "yellow", "failed": "red"}
+
+
+def read_status(run: Path | str) -> dict[str, Any]:
+    """Return RUN/status.json.
+
+    Raises:
+        UserError: the folder or its status.json does not exist, or is not the status of a run.
+    """
+    path = Path(run) / "status.json"
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{run} is not a run folder: it has no status.json; give the folder of a run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); the run's log is in {Path(run) / 'train.log'}") from None
+    if not isinstance(status, dict) or status.get("state") not in STATES:
+        raise UserError(f"{path} has no state of {', '.join(STATES)}; it was not written by this program")
+    return status
+
+
+def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
+    """Update RUN/status.json with `fields` atomically and return the whole.
+
+    Fields not named keep their value, except that `state="running"` clears `exit_code` and `reason` of the attempt
+    before. `time` (seconds since the epoch) is set here. Only one process of a run, rank 0 or the launcher, writes.
+
+    Raises:
+        ValueError: an unknown field or state.
+    """
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise ValueError(f"status.json has no field {unknown[0]!r}; fields: {', '.join(FIELDS)}")
+    path = Path(run) / "status.json"
+    status: dict[str, Any] = dict.fromkeys(FIELDS)
+    with suppress(UserError):  # the first write, or a damaged file that this write heals
+        status.update(read_status(run))
+    if fields.get("state") == "running":
+        status.update(exit_code=None, reason=None)
+    status.update({"time": time.time(), **fields})
+    if status["state"] not in STATES:
+        raise ValueError(f"state {status['state']!r} is not one of {', '.join(STATES)}")
+    _replace(path, json.dumps(status, indent=1) + "\n")
+    return status
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some network filesystems refuse to sync a folder; the rename is atomic all the same
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def tail_records(path: Path, max_bytes: int = _TAIL_BYTES) -> list[dict[str, Any]]:
+    """Return the JSON lines in the last `max_bytes` of a file, oldest first; [] when it does not exist.
+
+    Lines cut by the window or by a crash are left out.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - max_bytes))
+        lines = file.read().splitlines()
+    return list(_parsed(lines))
+
+
+def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with suppress(json.JSONDecodeError, UnicodeDecodeError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
+
+
+def render_status(run: Path | str) -> RenderableType:
+    """Return a rich panel with the state, progress, subspaces, last scores and last events of a run.
+
+    Raises:
+        UserError: as `read_status`.
+    """
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.table import Table
+
+    status = read_status(run)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", justify="right")
+    table.add_column()
+    for name, text in _lines(Path(run), status):
+        table.add_row(name, escape(text))
+    colour = _COLOURS[status["state"]]
+    return Panel(
+        table,
+        title=f"{escape(Path(run).resolve().name)}  [{colour}]{status['state']}[/{colour}]",
+        title_align="left",
+        border_style=colour,
+        expand=False,
+    )
+
+
+def _lines(run: Path, status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) for what is known; a run that has just begun knows little."""
+    metrics, events = tail_records(run / "metrics.jsonl"), tail_records(run / "events.jsonl")
+    yield "epoch", f"{_shown(status.get('epoch'))}, step {_shown(status.get('step'))}"
+    widths = next((e["widths"] for e in reversed(events) if e.get("widths")), None)
+    subspaces = _shown(status.get("num_subspaces"))
+    yield "subspaces", subspaces + (f"  widths {' '.join(str(w) for w in widths)}" if widths else "")
+    yield "ranks", f"{_shown(status.get('world_size'))}, attempt {_shown(status.get('attempt'))}"
+    step = next((m for m in reversed(metrics) if "loss" in m), None)
+    if step is not None:
+        speed = f", {step['images_per_s']:.0f} images/s" if step.get("images_per_s") else ""
+        yield "loss", f"{step['loss']:.4f}{speed}"
+    scores = next((m["validation"] for m in reversed(metrics) if m.get("validation")), None)
+    if scores is not None:
+        yield "validation", _scores(scores)
+    for event in events[-3:]:
+        yield _age(event.get("time")), f"{event.get('event')} at epoch {_shown(event.get('epoch'))}"
+    if status.get("time"):
+        yield "written", _age(status["time"])
+    if status.get("reason"):
+        yield "reason", f"{status['reason']} (exit code {_shown(status.get('exit_code'))})"
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    parts = []
+    if "recall" in scores:
+        parts.append(f"recall@1 {scores['recall']['1']:.3f}")
+    if "nmi" in scores:
+        parts.append(f"NMI {scores['nmi']['mean']:.3f}")
+    if "map_at_r" in scores:
+        parts.append(f"MAP@R {scores['map_at_r']:.3f}")
+    return ", ".join(parts)
+
+
+def _age(when: float | None) -> str:
+    if not isinstance(when, (int, float)):
+        return ""
+    seconds = max(0.0, time.time() - when)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the state word of a run; return 0, or 2 when it is not a run."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m launch.status RUN", file=sys.stderr)
+        return 2
+    try:
+        print(read_status(arguments[0])["state"])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""ResNet-18/34/50 cut after a chosen stage, with torchvision's state-dict keys and none of the unused parts.
+
+The published system taps ResNet-50 after stage 3 but registers and stores stage 4 and the classifier as well; here
+what is not used does not exist, so that DDP finds no idle parameter and a checkpoint is a third of the size.
+Source: He et al. 2016, https://arxiv.org/abs/1512.03385 (v1.5: the 3x3 of a bottleneck carries the stride).
+
+Legend: B batch, C channels, H and W pixels, C_i and s_i channels and stride of level i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data_shards.errors import UserError
+from trainer.backbones.blocks import BasicBlock, Block, Bottleneck, stage
+from trainer.backbones.initialise import kaiming_convolutions
+from trainer.backbones.norm import NormFactory, norm_factory
+
+ARCHITECTURES: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """(B, C, H, W) -> one level (B, C_i, H / s_i, W / s_i) per stage; `channels` and `strides` describe them.
+
+    Raises UserError for an unknown depth or number of stages.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        stages: int = 3,
+        norm: Literal["frozen", "batch", "group", "sync"] = "frozen",
+        in_channels: int = 3,
+        seed: int = 0,
+        sync_norm: NormFactory | None = None,
+    ) -> None:
+        super().__init__()
+        if depth not in ARCHITECTURES or not 1 <= stages <= 4:
+            raise UserError(f"ResNet has depths 18, 34, 50 and 1 to 4 stages; got depth {depth}, stages {stages}.")
+        block, num_blocks = ARCHITECTURES[depth]
+        make_norm = norm_factory(norm, sync_norm)
+        self.depth, self.norm, self.in_channels = depth, norm, in_channels
+        self.channels = tuple(64 * 2**i * block.expansion for i in range(stages))
+        self.strides = tuple(4 * 2**i for i in range(stages))
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = make_norm(64)
+        inputs = (64, *self.channels)
+        for i in range(stages):
+            layers = stage(block, inputs[i], 64 * 2**i, num_blocks[i], 1 if i == 0 else 2, make_norm)
+            self.add_module(f"layer{i + 1}", layers)
+        kaiming_convolutions(self, seed, "backbone")
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the levels, finest first."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        levels: list[torch.Tensor] = []
+        for i in range(len(self.channels)):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+            levels.append(x)
+        return levels
+
+    def load_torchvision(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Take the weights of a torchvision ResNet of this depth; later stages and `fc` are left aside.
+
+        A network of one input channel sums the stem over RGB, which equals the grey image fed three times.
+        Raises UserError if the state dict belongs to another architecture.
+        """
+        name = f"ResNet-{self.depth}"
+        if self.norm == "group":
+            raise UserError(f"{name} with norm 'group' cannot take torchvision weights; use norm 'frozen' or 'batch'.")
+        own = self.state_dict()
+        taken = {key: state_dict[key] for key in own if key in state_dict}
+        missing = [key for key in own if key not in taken and not key.endswith("num_batches_tracked")]
+        if missing:
+            raise UserError(f"These weights are not a torchvision {name}: '{missing[0]}' is missing.")
+        if self.in_channels == 1:
+            taken["conv1.weight"] = taken["conv1.weight"].sum(dim=1, keepdim=True)
+        for key, value in taken.items():
+            if value.shape != own[key].shape:
+                shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
+                raise UserError(f"These weights are not a torchvision {name}: '{key}' has shape {shapes}.")
+        _refuse_deeper(state_dict, own, len(self.channels), name)
+        self.load_state_dict(taken, strict=False)
+
+
+def _refuse_deeper(
+    state_dict: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], stages: int, name: str
+) -> None:
+    """Raise UserError if a used stage has parts we lack: a ResNet-34 dict would otherwise fit ResNet-18 silently."""
+    prefixes = tuple(f"layer{i + 1}." for i in range(stages))
+    surplus = [key for key in state_dict if key.startswith(prefixes) and key not in own]
+    if surplus:
+        raise UserError(f"These weights are not a torchvision {name}: '{surplus[0]}' has no place in it.")

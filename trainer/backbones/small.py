@@ -1,0 +1,61 @@
+"""A small residual network for images of 28 to 64 pixels, trained from random weights on few CPU cores.
+
+Legend: B batch, C channels, H and W pixels, C_i and s_i channels and stride of level i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data_shards.errors import UserError
+from trainer.backbones.blocks import BasicBlock, conv3x3, stage
+from trainer.backbones.initialise import kaiming_convolutions
+from trainer.backbones.norm import NormFactory, norm_factory
+
+
+class SmallResNet(nn.Module):
+    """(B, C, H, W) -> one level (B, widths[i], H / s_i, W / s_i) per stage; `channels` and `strides` describe them.
+
+    A 3x3 stem of stride `stem_stride`, then one stage of basic blocks per width; every stage but the first halves
+    the resolution. Raises UserError if widths and blocks do not pair up.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (1, 1, 1),
+        norm: Literal["frozen", "batch", "group", "sync"] = "group",
+        in_channels: int = 3,
+        stem_stride: int = 1,
+        seed: int = 0,
+        sync_norm: NormFactory | None = None,
+    ) -> None:
+        super().__init__()
+        if not widths or len(widths) != len(blocks) or min(*widths, *blocks) < 1:
+            raise UserError(f"SmallResNet needs one number of blocks per width; got {widths=} and {blocks=}.")
+        make_norm = norm_factory(norm, sync_norm)
+        self.in_channels = in_channels
+        self.channels = tuple(widths)
+        self.strides = tuple(stem_stride * 2**i for i in range(len(widths)))
+        self.stem = conv3x3(in_channels, widths[0], stem_stride)
+        self.stem_norm = make_norm(widths[0])
+        inputs = (widths[0], *widths[:-1])
+        self.stages = nn.ModuleList(
+            stage(BasicBlock, inputs[i], width, blocks[i], 1 if i == 0 else 2, make_norm)
+            for i, width in enumerate(widths)
+        )
+        kaiming_convolutions(self, seed, "backbone")
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the levels, finest first."""
+        x = F.relu(self.stem_norm(self.stem(images)))
+        levels: list[torch.Tensor] = []
+        for layers in self.stages:
+            x = layers(x)
+            levels.append(x)
+        return levels

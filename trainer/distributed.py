@@ -1,0 +1,173 @@
+"""The only door to torch.distributed.
+
+Every function works for one rank as for many: a process group always exists, so world size 1 is not a branch anywhere else.
+Control messages travel as JSON bytes in tensors; nothing that a peer sends is ever unpickled.
+
+Legend: W ranks, n rows of one rank, N rows of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class CollectiveTimeout(RuntimeError):
+    """A peer did not arrive in time, or left; the message names the stage. Exit code 5."""
+
+    exit_code = 5
+
+
+_stage = "start-up"
+
+
+def initialise(timeout_s: float) -> None:
+    """Join the process group that the launcher's environment describes, or form a group of one."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def shut_down() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    return dist.get_world_size()
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device() -> torch.device:
+    """Return this rank's GPU, or the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Name what the ranks are doing, so that a collective that never ends says where."""
+    global _stage
+    before, _stage = _stage, name
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        lost = ("gloo", "nccl", "timed out", "timeout", "connection", "peer")
+        if isinstance(error, CollectiveTimeout) or not any(word in str(error).lower() for word in lost):
+            raise
+        raise CollectiveTimeout(f"rank {rank()} lost its peers during {_stage}: {str(error).splitlines()[0]}") from error
+    finally:
+        _stage = before
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Return the rows of every rank in rank order: (n, ...) with equal n on each -> (W * n, ...). No gradient."""
+    whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+    dist.all_gather_single(whole, local.contiguous())
+    return whole
+
+
+def gather_uneven_rows(local: Tensor) -> Tensor:
+    """Return the rows of every rank in rank order, (N, ...), where each rank may hold another number of rows."""
+    counts = gather_rows(torch.tensor([local.shape[0]], device=local.device)).tolist()
+    padded = local.new_zeros((max(counts), *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    pieces = gather_rows(padded).split(max(counts))
+    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+
+
+def broadcast_json(value: Any, source: int = 0) -> Any:
+    """Return rank `source`'s JSON-able value on every rank."""
+    payload = json.dumps(value).encode() if rank() == source else b""
+    length = torch.tensor([len(payload)], device=device())
+    dist.broadcast(length, source)
+    body = torch.zeros(int(length), dtype=torch.uint8, device=device())
+    if rank() == source:
+        body.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    dist.broadcast(body, source)
+    return json.loads(bytes(body.cpu().numpy()).decode())
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is set on at least one rank; the same answer everywhere."""
+    total = torch.tensor([int(flag)], device=device())
+    dist.all_reduce(total)
+    return bool(total.item())
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    any_rank(False)
+
+
+def data_parallel(module: nn.Module) -> DistributedDataParallel:
+    """Wrap a network so that `backward` averages gradients over the ranks while it still runs."""
+    devices = [local_rank()] if torch.cuda.is_available() else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over the ranks; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the global batch, on CPU and GPU (torch's own exists on GPUs only).
+
+    Mean and variance are those of all ranks' images together, so the result does not depend on the number of ranks.
+    Expects the same number of images on every rank.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        count = x.numel() / x.shape[1] * world_size()
+        mean = _SumOverRanks.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

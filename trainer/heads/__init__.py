@@ -1,0 +1,1 @@
+"""Heads: levels of a backbone -> embedded images."""

@@ -1,0 +1,21 @@
+"""What an embedding head returns.
+
+Legend: B batch, D embedding width, F feature width, h and w pixels of the last level.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Embedded(NamedTuple):
+    """Vectors (B, D) as the embedding layer gives them, not normalised: `SubspacePartition` does that.
+
+    `features` (B, F) are pooled and of unit length, for clustering. `maps` (B, 1, h, w) in (0, 1), or None.
+    """
+
+    vectors: torch.Tensor
+    features: torch.Tensor
+    maps: torch.Tensor | None

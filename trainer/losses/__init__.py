@@ -1,0 +1,1 @@
+"""Losses: plain functions of tensors, (N, d) unit vectors and (N,) labels -> ()."""

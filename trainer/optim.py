@@ -1,0 +1,48 @@
+"""Parameter groups, the optimisers by name, and learning rates as a pure function of progress.
+
+A rate depends on how far the run is (epochs and a fraction), never on a scheduler's own state: resume needs nothing, and
+epochs may have any number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, lr: float, embedding_lr: float | None) -> list[dict]:
+    """Return two groups, the embedding layer and everything else, as published (spec: one Adam, two groups)."""
+    embedding = {id(p) for p in model.head.embedding.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in embedding]
+    return [
+        {"params": rest, "lr": lr, "base_lr": lr},
+        {"params": list(model.head.embedding.parameters()), "lr": embedding_lr or lr, "base_lr": embedding_lr or lr},
+    ]
+
+
+OPTIMISERS = {
+    "adam": lambda groups, weight_decay: torch.optim.Adam(groups, weight_decay=weight_decay, foreach=True),
+    "adamw": lambda groups, weight_decay: torch.optim.AdamW(groups, weight_decay=weight_decay, foreach=True),
+    "sgd": lambda groups, weight_decay: torch.optim.SGD(
+        groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=True
+    ),
+}
+
+
+def rate_factor(schedule: str, progress: float, num_epochs: int, warmup_epochs: float) -> float:
+    """Return the factor on the base learning rate after `progress` epochs (a float in [0, num_epochs])."""
+    if progress < warmup_epochs:
+        return (progress + 1e-3) / (warmup_epochs + 1e-3)
+    if schedule == "constant":
+        return 1.0
+    share = (progress - warmup_epochs) / max(num_epochs - warmup_epochs, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's rate to its base rate times `factor`; return the first group's."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimiser.param_groups[0]["lr"])
