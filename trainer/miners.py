@@ -29,7 +29,7 @@ def nearest_beyond_cutoff(
     positives, negatives = _pair_masks(labels)
     q = max(1, int(positives.sum()) // max(1, len(labels)))
     distances = pairwise_distances(vectors)
-    # One sort key: beyond the cutoff by distance; inside it after all of those (distances are at most 2), farthest first.
+    # Beyond the cutoff by distance (at most 2); inside it after all of those, farthest first.
     order_key = torch.where(distances >= cutoff, distances, 4.0 + cutoff - distances)
     order_key = order_key.masked_fill(~negatives, torch.inf)
     sorted_key, order = order_key.sort(dim=1, stable=True)
@@ -120,7 +120,8 @@ def _draw_positives(positives: torch.Tensor, order: torch.Tensor, picks: torch.T
     key, shuffled = order.masked_fill(~positives, torch.inf).sort(dim=1, stable=True)
     shuffled = torch.where(key < torch.inf, shuffled, num_samples)
     count = positives.sum(dim=1, keepdim=True)
-    repeated = shuffled.gather(1, (picks * count).long().clamp(max=num_samples - 1))
+    pick = torch.minimum((picks * count).long(), count - 1).clamp(min=0)  # a rounded-up product must not leave the list
+    repeated = shuffled.gather(1, pick)
     return torch.where(count >= q, shuffled, repeated)[:, :q]
 
 

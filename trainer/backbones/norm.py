@@ -61,4 +61,5 @@ def norm_factory(name: str, sync: NormFactory | None = None) -> NormFactory:
         return factories[name]
     if name == "sync":
         raise UserError("Norm 'sync' needs a process group; use 'group', 'batch' or 'frozen' here.")
-    raise UserError(f"Unknown norm '{name}'{nearest_of(name, list(NORM_NAMES))}; choose one of {', '.join(NORM_NAMES)}.")
+    guess = nearest_of(name, list(NORM_NAMES))
+    raise UserError(f"Unknown norm '{name}'{guess}; choose one of {', '.join(NORM_NAMES)}.")

@@ -15,7 +15,9 @@ import torch
 from data_shards import keyed
 
 
-def dropout_keep(seed: int, step: int, sample_ids: npt.ArrayLike, num_features: int, probability: float) -> torch.Tensor:
+def dropout_keep(
+    seed: int, step: int, sample_ids: npt.ArrayLike, num_features: int, probability: float
+) -> torch.Tensor:
     """Return (B, F) float32: 0 with the given probability, else 1 / (1 - probability).
 
     `step` is the global optimiser step. Raises ValueError unless 0 <= probability < 1.
