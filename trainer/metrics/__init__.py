@@ -1,0 +1,1 @@
+"""Scores of an embedded split: nearest-neighbour retrieval and agreement of k-means with the classes."""
