@@ -1,0 +1,299 @@
+"""Rows of a split -> batches of tensors: reading, cropping, augmentation and normalisation, inline or in workers.
+
+The order of rows comes from `order`, the draws from `augment`, so this module owns no randomness: zero or many workers,
+any slice of a batch and any starting step give the same tensors. Workers hand user errors back as values, because a
+DataLoader would wrap them in a traceback.
+
+Two speeds. Images stored in the final size (and no random crop) are gathered as one uint8 array and processed as a
+batch; all others are decoded and cropped one by one with Pillow. A reading thread beside the training loop is left
+out on purpose: augmentation of a batch takes a few percent of a step on a CPU, and on a GPU the step itself is
+asynchronous; what takes long, decoding, belongs into workers.
+
+Legend: B rows of this rank, V views, C channels, S x S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_shards.augment import (
+    AugmentConfig,
+    Floats,
+    Parameters,
+    Pixels,
+    box_matrix,
+    centre_box,
+    crop_box,
+    draw_views,
+    resized,
+    smallest_decode,
+)
+from data_shards.augment_batch import apply, normalise, warp_masks
+from data_shards.errors import UserError
+from data_shards.order import GlobalBatch
+from data_shards.samplers import visits
+
+Rows = npt.NDArray[np.int64]
+_WORKER_TIMEOUT_S = 600
+
+
+class Reader(Protocol):
+    """What is used of `reader.SplitReader`."""
+
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int32]
+    sample_ids: npt.NDArray[np.int64]
+    has_masks: bool
+
+    def image(self, row: int, min_size: tuple[int, int] | None = None) -> Pixels: ...
+
+    def images(self, rows: Rows) -> Pixels: ...
+
+    def uniform_shape(self) -> tuple[int, int, int] | None: ...
+
+    def mask(self, row: int) -> Pixels | None: ...
+
+
+@dataclass
+class Batch:
+    """The rows of one rank of one global batch."""
+
+    images: Tensor  # (B, V, C, S, S) float32, normalised
+    labels: Tensor  # (B,) int64
+    sample_ids: Tensor  # (B,) int64
+    subspace: int | None  # None trains all subspaces
+    geometry: Tensor  # (B, V, 3, 3) float32, output -> coordinates in the stored image
+    masks: Tensor | None = None  # (B, V, S, S) uint8, seen through the same geometry
+
+
+@dataclass
+class _Raw:
+    """A batch before the pixel work: what workers hand over when that is done on a GPU."""
+
+    pixels: Tensor  # (B * V, C, S, S) uint8
+    parameters: Parameters
+    batch: Batch  # images still empty
+
+
+@dataclass
+class _TrainItems(Dataset["_Raw | Batch | UserError"]):
+    """Item i = this rank's part of step start_step + i. A plain object, so that spawned workers can have it."""
+
+    reader: Reader
+    batches: Sequence[GlobalBatch]
+    config: AugmentConfig
+    seed: int
+    epoch: int
+    views: int
+    slices: Sequence[tuple[int, int | None]]
+    start_step: int
+    with_masks: bool
+    finish: bool  # do the pixel work, too
+
+    def __post_init__(self) -> None:
+        self.earlier = visits(self.batches)
+
+    def __len__(self) -> int:
+        return max(0, len(self.batches) - self.start_step)
+
+    def __getitem__(self, index: int) -> _Raw | Batch | UserError:
+        subspace, whole = self.batches[self.start_step + index]
+        part = np.concatenate([np.arange(len(whole))[start:stop] for start, stop in self.slices])
+        rows, earlier = whole[part], self.earlier[self.start_step + index][part]
+        drawn = draw_views(self.config, self.seed, self.epoch, self.reader.sample_ids[rows], self.views, earlier)
+        try:
+            raw = _raw(self.reader, rows, drawn, self.config, self.views, subspace, self.with_masks)
+            return _finished(raw, self.config, self.views, "cpu") if self.finish else raw
+        except UserError as error:
+            return error
+
+
+@dataclass
+class _EvaluationItems(Dataset["Tensor | UserError"]):
+    """Item i = the (n, C, S, S) uint8 pixels of block i."""
+
+    reader: Reader
+    blocks: Sequence[Rows]
+    config: AugmentConfig
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> Tensor | UserError:
+        try:
+            return _planar(_evaluation_pixels(self.reader, self.blocks[index], self.config))
+        except UserError as error:
+            return error
+
+
+def train_loader(
+    reader: Reader,
+    batches: Sequence[GlobalBatch],
+    config: AugmentConfig,
+    seed: int,
+    epoch: int,
+    views: int = 1,
+    position: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+    num_workers: int = 0,
+    start_step: int = 0,
+    with_masks: bool = False,
+    device: torch.device | str = "cpu",
+    start_method: str = "fork",
+) -> Iterator[Batch]:
+    """Yield this rank's part of every global batch from `start_step` on.
+
+    batches: the whole epoch, from `order.batches`. position: (start, stop) in the batch, or several of them in order;
+    None = all. device: where the pixel work is done (in the workers for "cpu") and where `images` end up.
+    Raises UserError for images that do not fit the configuration, DataIntegrityError for damaged ones.
+    """
+    finish = torch.device(device).type == "cpu"
+    slices = _slices(position)
+    items = _TrainItems(reader, batches, config, seed, epoch, views, slices, start_step, with_masks, finish)
+    for item in _stream(items, num_workers, start_method):
+        yield item if finish else _finished(item, config, views, device)
+
+
+def embed_loader(
+    reader: Reader,
+    blocks: Sequence[Rows],
+    config: AugmentConfig,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    start_method: str = "fork",
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield (rows, (n, C, S, S) float32 images) of every block with evaluation transforms: resize, centre crop."""
+    items = _EvaluationItems(reader, blocks, config)
+    for rows, pixels in zip(blocks, _stream(items, num_workers, start_method), strict=True):
+        yield rows, normalise(pixels.to(device), config)
+
+
+def eval_images(reader: Reader, rows: Rows, config: AugmentConfig) -> Tensor:
+    """Return (n, C, S, S) float32 images of some rows with evaluation transforms."""
+    return normalise(_planar(_evaluation_pixels(reader, rows, config)), config)
+
+
+def class_counts(reader: Reader) -> dict[str, int]:
+    """Return the number of images of every class, in class order."""
+    counts = np.bincount(reader.labels, minlength=len(reader.classes))
+    return {name: int(count) for name, count in zip(reader.classes, counts, strict=True)}
+
+
+def _slices(position: tuple[int, int] | Sequence[tuple[int, int]] | None) -> Sequence[tuple[int, int | None]]:
+    """Return the slices of a batch that belong to this rank."""
+    if position is None:
+        return [(0, None)]
+    if isinstance(position[0], int):
+        position = [(position[0], position[1])]  # type: ignore[list-item]
+    return position  # type: ignore[return-value]
+
+
+def _stream(items: _TrainItems | _EvaluationItems, num_workers: int, start_method: str) -> Iterator[Any]:
+    """Yield the items in order, made here or by worker processes of one thread each."""
+    source: Any = (items[i] for i in range(len(items)))
+    if num_workers and len(items):
+        source = DataLoader(
+            items,
+            batch_size=None,
+            num_workers=num_workers,
+            worker_init_fn=_one_thread,
+            multiprocessing_context=start_method,
+            timeout=_WORKER_TIMEOUT_S,
+            generator=torch.Generator(),  # else every epoch would draw from the global generator
+        )
+    for item in source:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _fits(reader: Reader, config: AugmentConfig) -> bool:
+    """Return whether all stored images have the final size already."""
+    shape = reader.uniform_shape()
+    return shape is not None and shape[:2] == (config.size, config.size) and config.resize in (None, config.size)
+
+
+def _planar(pixels: Pixels) -> Tensor:
+    """Return (n, C, S, S) from (n, S, S, C)."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def _with_channels(image: Pixels, config: AugmentConfig) -> Pixels:
+    """Return the image with C channels, so that gray and colour images can share a batch."""
+    if image.shape[2] == 3 and config.channels == 1:
+        raise UserError("an image has 3 channels, but augment.channels is 1: set it to 3 or build gray shards")
+    return np.repeat(image, config.channels, axis=2) if image.shape[2] < config.channels else image
+
+
+def _evaluation_pixels(reader: Reader, rows: Rows, config: AugmentConfig) -> Pixels:
+    if _fits(reader, config):
+        return reader.images(rows)
+    out = np.empty((len(rows), config.size, config.size, config.channels), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        image = _with_channels(reader.image(int(row), smallest_decode(config, None)), config)
+        out[i] = resized(image, centre_box(config, *image.shape[:2]), config.size)
+    return out
+
+
+def _training_pixels(
+    reader: Reader, rows: Rows, drawn: Parameters, config: AugmentConfig, views: int
+) -> tuple[Pixels, Floats]:
+    """Return (B * V, S, S, C) pixels after cropping, and (B * V, 3, 3) from crop to image coordinates."""
+    if _fits(reader, config) and not config.crops:
+        return np.repeat(reader.images(rows), views, axis=0), np.broadcast_to(np.eye(3), (len(rows) * views, 3, 3))
+    out = np.empty((len(rows) * views, config.size, config.size, config.channels), dtype=np.uint8)
+    geometry = np.empty((len(rows) * views, 3, 3))
+    for i, row in enumerate(rows):
+        crops = drawn.crop[i * views : (i + 1) * views] if config.crops else [None]
+        needed = max(smallest_decode(config, crop) for crop in crops)
+        image = _with_channels(reader.image(int(row), needed), config)
+        height, width = image.shape[:2]
+        for j in range(i * views, (i + 1) * views):
+            box = crop_box(drawn.crop[j], height, width) if config.crops else centre_box(config, height, width)
+            out[j], geometry[j] = resized(image, box, config.size), box_matrix(box, height, width)
+    return out, geometry
+
+
+def _raw(
+    reader: Reader,
+    rows: Rows,
+    drawn: Parameters,
+    config: AugmentConfig,
+    views: int,
+    subspace: int | None,
+    with_masks: bool,
+) -> _Raw:
+    pixels, crops = _training_pixels(reader, rows, drawn, config, views)
+    geometry, masks = crops @ drawn.warp, None
+    if with_masks:
+        found = [reader.mask(int(row)) for row in rows]
+        stored = [np.zeros((1, 1), np.uint8) if mask is None else mask for mask in found for _ in range(views)]
+        masks = warp_masks(stored, geometry, config.size).reshape(len(rows), views, config.size, config.size)
+    batch = Batch(
+        images=torch.empty(0),
+        labels=torch.from_numpy(reader.labels[rows].astype(np.int64)),
+        sample_ids=torch.from_numpy(reader.sample_ids[rows].astype(np.int64)),
+        subspace=subspace,
+        geometry=torch.from_numpy(geometry.astype(np.float32)).reshape(len(rows), views, 3, 3),
+        masks=masks,
+    )
+    return _Raw(_planar(pixels), drawn, batch)
+
+
+def _finished(raw: _Raw, config: AugmentConfig, views: int, device: torch.device | str) -> Batch:
+    """Return the batch with its images, made on the device."""
+    pixels = raw.pixels if torch.device(device).type == "cpu" else raw.pixels.pin_memory()
+    images = apply(pixels.to(device, non_blocking=True), raw.parameters, config)
+    raw.batch.images = images.reshape(-1, views, *images.shape[1:])
+    return raw.batch

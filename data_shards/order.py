@@ -1,0 +1,222 @@
+"""Which rows are trained in which step: a pure function of (seed, epoch, assignment, labels).
+
+The order is global. Every rank computes the whole list and takes its slice of every batch, so neither the number of
+ranks nor a restart can change what is trained. Nothing here is a stream: asking for epoch 7 first, or twice, gives the
+same list.
+
+Batches are class balanced (B rows = B/n classes with n rows each), because the pair losses need positives and
+negatives in one batch (Sanakoyeu et al. 2019, "Divide and Conquer the Embedding Space for Metric Learning"). Where we
+differ from the published sampler: a cluster smaller than a batch gives full batches (classes that ran out repeat their
+rows) instead of ending the run; a cluster with fewer classes than a batch needs takes more rows of each class; a
+cluster without two classes of two rows has no negative pair and gets no step.
+
+Legend: S samples, K subspaces, B rows per batch, n rows per class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_shards import keyed
+from data_shards.errors import UserError
+
+Ints = npt.NDArray[np.integer[Any]]
+GlobalBatch = tuple[int | None, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class BatchRule:
+    """How an epoch is cut into batches.
+
+    batch_size: rows of the global batch. samples_per_class: rows of each class in it; 0 = plain shuffled batches.
+    steps: steps of an epoch; None = one per batch_size assigned rows. temperature: steps of a subspace go with
+    size**temperature (1 proportional, 0 uniform). schedule: "budget" as just said, or "published": every subspace gets
+    as many steps as the largest, in turn.
+    """
+
+    batch_size: int
+    samples_per_class: int
+    steps: int | None = None
+    temperature: float = 1.0
+    schedule: Literal["budget", "published"] = "budget"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for numbers that cannot make a batch."""
+        size, per_class = self.batch_size, self.samples_per_class
+        if size < 1 or per_class < 0:
+            raise UserError(f"batch size {size} with {per_class} samples per class: use a batch size of at least 1")
+        if per_class and size % per_class:
+            raise UserError(f"batch size {size} is not divisible by {per_class} samples per class: change one of them")
+        if per_class and size < 2 * per_class:
+            raise UserError(
+                f"batch size {size} with {per_class} samples per class leaves one class per batch, hence no negative "
+                "pair: use at most half the batch size per class"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"{self.steps} steps per epoch: use at least 1, or none for one pass over the data")
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature} is negative: use 1 (proportional) down to 0 (uniform)")
+        if self.schedule not in ("budget", "published"):
+            raise UserError(f"unknown schedule '{self.schedule}': use budget or published")
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What one subspace draws from: groups of rows (its classes), rows per group, and groups in a batch."""
+
+    subspace: int
+    groups: list[npt.NDArray[np.int64]]
+    quotas: npt.NDArray[np.int64]
+    groups_per_batch: int
+    size: int
+
+
+def check_labels(labels: Ints, rule: BatchRule) -> None:
+    """Raise UserError if no epoch with these training labels (S,) could follow the rule."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if not len(counts):
+        raise UserError("the training split is empty: add images to it")
+    if not rule.samples_per_class:
+        return
+    if len(counts) < 2:
+        raise UserError("the training split has one class only, hence no negative pair: add images of another class")
+    if rule.samples_per_class > counts.max():
+        raise UserError(
+            f"{rule.samples_per_class} samples per class, but the largest class of the training split has "
+            f"{counts.max()}: lower samples_per_class"
+        )
+
+
+def batches(
+    seed: int, epoch: int, assignment: Ints | None, labels: Ints, num_subspaces: int, rule: BatchRule
+) -> list[GlobalBatch]:
+    """Return the global batches of an epoch: (k, (B,) int64 row numbers), each of exactly B rows of subspace k.
+
+    assignment: (S,) subspace of every row, -1 = left out; None, or one subspace: every row belongs to subspace 0.
+    labels: (S,) classes. Raises UserError if the labels cannot follow the rule (see `check_labels`).
+    """
+    labels = np.asarray(labels)
+    check_labels(labels, rule)
+    if assignment is None or num_subspaces == 1:
+        assignment = np.zeros(len(labels), dtype=np.int32)
+    if len(assignment) != len(labels):
+        raise UserError(f"the assignment has {len(assignment)} rows, the training split {len(labels)}: recluster")
+    pools = _pools(np.asarray(assignment), labels, num_subspaces, rule)
+    num_assigned = int((np.asarray(assignment) >= 0).sum())
+    if rule.schedule == "published":
+        schedule = _published(pools, rule)
+    else:
+        schedule = _budget(seed, epoch, pools, rule.steps or max(1, round(num_assigned / rule.batch_size)), rule)
+    counts = np.bincount(schedule, minlength=num_subspaces)
+    drawn = {p.subspace: iter(_draw(seed, epoch, p, int(counts[p.subspace]))) for p in pools}
+    return [(int(k), next(drawn[int(k)])) for k in schedule]
+
+
+def _pools(assignment: Ints, labels: Ints, num_subspaces: int, rule: BatchRule) -> list[_Pool]:
+    """Return the subspaces that get steps: those with a negative pair, or, if there is none, with a positive pair."""
+    by_subspace = np.argsort(assignment, kind="stable")
+    bounds = np.searchsorted(assignment[by_subspace], np.arange(num_subspaces + 1))
+    members = [by_subspace[bounds[k] : bounds[k + 1]] for k in range(num_subspaces)]
+    pools = [_pool(k, rows, labels, rule) for k, rows in enumerate(members)]
+    alive = [p for p in pools if len(p.groups) >= (2 if rule.samples_per_class else 1)]
+    # Every cluster pure in one class: a batch has no negative, but the run must live on to the next clustering.
+    alive = alive or [p for p in pools if p.groups]
+    if not alive:
+        raise UserError("no subspace has a class with two samples: use fewer subspaces or more images per class")
+    return alive
+
+
+def _pool(subspace: int, rows: npt.NDArray[np.int64], labels: Ints, rule: BatchRule) -> _Pool:
+    """Return the pool of one subspace; classes with a single row in it are left out (they have no positive pair)."""
+    if not rule.samples_per_class:
+        groups = [rows] if len(rows) else []
+        return _Pool(subspace, groups, np.array([rule.batch_size]), 1, len(rows))
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(labels[rows], prepend=labels[rows[:1]] - 1)) if len(rows) else np.array([], int)
+    groups = [g for g in np.split(rows, starts[1:]) if len(g) >= 2] if len(rows) else []
+    sizes = np.array([len(g) for g in groups], dtype=np.int64)
+    wanted = rule.batch_size // rule.samples_per_class
+    quotas = _quotas(sizes, rule) if 0 < len(groups) < wanted else np.full(len(groups), rule.samples_per_class)
+    return _Pool(subspace, groups, quotas, min(wanted, len(groups)), int(sizes.sum()))
+
+
+def _quotas(sizes: npt.NDArray[np.int64], rule: BatchRule) -> npt.NDArray[np.int64]:
+    """Return rows per class when there are too few classes: first rows that are not in the batch yet, evenly."""
+    quotas = np.full(len(sizes), rule.samples_per_class, dtype=np.int64)
+    while (missing := rule.batch_size - int(quotas.sum())) > 0:
+        spare = np.flatnonzero(quotas < sizes)
+        takers = spare if len(spare) else np.arange(len(sizes))
+        quotas[takers[:missing]] += 1
+    return quotas
+
+
+def _published(pools: list[_Pool], rule: BatchRule) -> Ints:
+    """Return the subspace of every step: round robin, each as often as the largest fills batches."""
+    laps = max(1, max(p.size // rule.batch_size for p in pools))
+    steps = rule.steps or laps * len(pools)
+    turns: Ints = np.resize(np.array([p.subspace for p in pools]), steps)
+    return turns
+
+
+def _budget(seed: int, epoch: int, pools: list[_Pool], steps: int, rule: BatchRule) -> Ints:
+    """Return the subspace of every step: a fixed number of steps, shared by size, spread evenly over the epoch."""
+    weights = np.array([p.size for p in pools], dtype=np.float64) ** rule.temperature
+    if steps < len(pools):  # not enough for one each: other subspaces have their turn in other epochs
+        rng = keyed.generator(seed, "order/turn", epoch)
+        chosen = rng.choice(len(pools), steps, replace=False, p=weights / weights.sum())
+        counts = np.bincount(chosen, minlength=len(pools))
+    else:
+        counts = apportion(weights, steps)
+    subspaces = np.array([p.subspace for p in pools])
+    phases = keyed.uniform(keyed.fold(keyed.key(seed, "order/phase", epoch), subspaces), 1)[:, 0]
+    times = [(np.arange(c) + phase) / c for c, phase in zip(counts, phases, strict=True) if c]
+    return np.asarray(np.repeat(subspaces, counts)[np.argsort(np.concatenate(times), kind="stable")])
+
+
+def apportion(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
+    """Return (K,) whole numbers that sum to `total` (>= K), at least 1 each, by largest remainders of `weights`."""
+    exact = weights / weights.sum() * total
+    counts = np.floor(np.maximum(exact - 1e-9, 0)).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]] += 1
+    while counts.min() < 1:
+        counts[counts.argmax()] -= 1
+        counts[counts.argmin()] += 1
+    return counts
+
+
+def _draw(seed: int, epoch: int, pool: _Pool, steps: int) -> npt.NDArray[np.int64]:
+    """Return (steps, B) rows of one subspace."""
+    rng = keyed.generator(seed, "order", epoch, pool.subspace)
+    num_groups = len(pool.groups)
+    if pool.groups_per_batch == num_groups:
+        walks = [_walk(rng, g, steps, int(q)) for g, q in zip(pool.groups, pool.quotas, strict=True)]
+        rows = np.concatenate(walks, axis=1)
+    else:
+        picks = [rng.choice(num_groups, pool.groups_per_batch, replace=False) for _ in range(steps)]
+        chosen = np.array(picks, dtype=np.int64).reshape(-1)
+        visits = np.bincount(chosen, minlength=num_groups)
+        walks = [_walk(rng, pool.groups[g], int(visits[g]), int(pool.quotas[g])) for g in np.flatnonzero(visits)]
+        rows = np.empty((len(chosen), int(pool.quotas[0])), dtype=np.int64)
+        if walks:
+            rows[np.argsort(chosen, kind="stable")] = np.concatenate(walks)
+        rows = rows.reshape(steps, -1)
+    # Mixed, so that the slice of a rank, hence its batch statistics, is not one class.
+    mixed: npt.NDArray[np.int64] = rng.permuted(rows, axis=1)
+    return mixed
+
+
+def _walk(rng: np.random.Generator, members: npt.NDArray[np.int64], visits: int, quota: int) -> npt.NDArray[np.int64]:
+    """Return (visits, quota) rows: along a shuffled list, shuffled anew where a visit would overrun it.
+
+    A list shorter than the quota is repeated, so that no row comes up twice more often than another.
+    """
+    visits_per_lap, laps_per_visit = len(members) // quota, -(-quota // len(members))
+    if visits_per_lap:
+        laps = rng.permuted(np.tile(members, (-(-visits // visits_per_lap), 1)), axis=1)
+        return laps[:, : visits_per_lap * quota].reshape(-1, quota)[:visits]
+    laps = rng.permuted(np.tile(members, (visits * laps_per_visit, 1)), axis=1)
+    return laps.reshape(visits, laps_per_visit * len(members))[:, :quota]

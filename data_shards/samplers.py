@@ -1,0 +1,54 @@
+"""Shares of fixed orders: evaluation blocks, slices of the global batch, and how often a row came up before.
+
+Blocks are cut from the start of the split, never from a rank's share, because a forward pass may differ in the last
+bit with the size of its batch: with fixed blocks the embeddings are the same for any number of ranks.
+
+Legend: S samples, B rows per batch, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data_shards.errors import UserError
+from data_shards.order import GlobalBatch
+
+Rows = npt.NDArray[np.int64]
+
+
+def blocks(num_rows: int, block: int) -> list[Rows]:
+    """Return the rows 0..S-1 in consecutive blocks of `block` rows; the last one may be shorter."""
+    return [np.arange(start, min(start + block, num_rows), dtype=np.int64) for start in range(0, num_rows, block)]
+
+
+def shares(num_blocks: int, rank: int, world: int) -> range:
+    """Return the contiguous share of `rank` out of `world`; shares differ by at most one block."""
+    return range(num_blocks * rank // world, num_blocks * (rank + 1) // world)
+
+
+def batch_slices(batch_size: int, num_slices: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of `num_slices` equal parts of a batch; UserError if it does not divide."""
+    if num_slices < 1 or batch_size % num_slices:
+        raise UserError(f"batch size {batch_size} is not divisible by {num_slices} ranks or shards: change one of them")
+    width = batch_size // num_slices
+    return [(i * width, (i + 1) * width) for i in range(num_slices)]
+
+
+def visits(batches: Sequence[GlobalBatch]) -> list[Rows]:
+    """Return for every batch (B,) how often each of its rows came up before in the epoch.
+
+    Rows of small classes come up many times in an epoch, some twice in a batch; counted over the global order, the
+    number tells these visits apart (so that each is augmented anew) and depends on no rank.
+    """
+    if not batches:
+        return []
+    rows = np.concatenate([r for _, r in batches])
+    order = np.argsort(rows, kind="stable")
+    first = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    run_starts = np.repeat(first, np.diff(np.append(first, len(rows))))
+    counts = np.empty(len(rows), dtype=np.int64)
+    counts[order] = np.arange(len(rows)) - run_starts
+    return np.split(counts, np.cumsum([len(r) for _, r in batches])[:-1])
