@@ -1,0 +1,178 @@
+"""Foreign image files and stored bytes -> uint8 arrays, with limits that are checked before anything is decoded.
+
+An image file is untrusted: a 164 KB PNG can hold 169 megapixels. So the header is read first and held against our own
+pixel cap and format list; TIFF is left out on purpose (a large C decoder with a long list of vulnerabilities).
+
+Legend: H, W, C height, width, channels (1 or 3) of one image.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "BMP")
+MAX_PIXELS = 64_000_000
+MAX_FILE_BYTES = 512 << 20
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_ORIENTATION_TAG = 0x0112
+
+UInt8Array = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+
+class Unreadable(Exception):
+    """An image cannot be used; the text is the reason, as it stands in rejected.csv."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are decoded."""
+
+    height: int
+    width: int
+    channels: int
+    num_bytes: int
+    verbatim: bool = False  # the file's own bytes can be stored: 8 bit, gray or RGB, upright, JPEG or PNG
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise Unreadable for an empty image or one above the pixel cap."""
+    if height < 1 or width < 1:
+        raise Unreadable(f"empty image ({width} x {height} pixels)")
+    if height * width > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} pixels is above the limit of {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a plain file of sane size; raises Unreadable otherwise (a pipe would block for ever)."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("not a plain file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Unreadable(f"file of {status.st_size >> 20} MiB is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
+
+
+def guarded(step: Callable[[], T]) -> T:
+    """Run a decoder on foreign bytes: whatever it raises becomes Unreadable with the reason.
+
+    Decoders answer damage with OSError, ValueError, SyntaxError, struct.error, zlib.error, IndexError and others, so
+    nothing narrower than Exception is complete.
+    """
+    try:
+        return step()
+    except Unreadable:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unreadable(f"cannot be decoded: {text}") from None
+
+
+def image_header(path: Path) -> Header:
+    """Return the header of an image file of an accepted format; raises Unreadable with the reason."""
+    try:
+        num_bytes = os.stat(path).st_size
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Unreadable("not a plain file")
+        if num_bytes == 0:
+            raise Unreadable("empty file")
+        with open(path, "rb") as stream:
+            return guarded(lambda: _header_of(_open(stream), num_bytes))
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
+
+
+def load_image(data: bytes, channels: int, draft_px: int | None = None) -> UInt8Array:
+    """Decode a foreign image file to (H, W, channels) uint8, upright; 16-bit gray keeps its high byte.
+
+    With `draft_px` a JPEG may be decoded at a half, quarter or eighth of its size, never below `draft_px` a side.
+    """
+
+    def decode() -> UInt8Array:
+        image = _open(io.BytesIO(data))
+        _header_of(image, len(data))
+        if draft_px is not None and image.format == "JPEG":
+            image.draft(None, (draft_px, draft_px))
+        return to_array(_upright(image), channels)
+
+    return guarded(decode)
+
+
+def load_mask(data: bytes) -> Image.Image:
+    """Decode a mask file to a single-channel 8-bit image whose values are class numbers, not shades."""
+
+    def decode() -> Image.Image:
+        image = _upright(_open(io.BytesIO(data)))
+        check_size(image.height, image.width)
+        return image.convert("L") if image.mode != "P" else Image.fromarray(np.asarray(image))
+
+    return guarded(decode)
+
+
+def to_array(image: Image.Image, channels: int) -> UInt8Array:
+    """Return (H, W, channels) uint8 of an image of any mode; alpha is dropped, 16-bit gray is divided by 256."""
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(np.clip(deep >> 8, 0, 255).astype(np.uint8))
+    array = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    return array[..., None] if channels == 1 else array
+
+
+def decode_stored(data: Any, height: int, width: int, channels: int, min_size: tuple[int, int] | None) -> UInt8Array:
+    """Decode the stored PNG or JPEG bytes of one row to (H, W, C) uint8.
+
+    With `min_size` (height, width) a JPEG may come back DCT-scaled, never below it (nor below 1/8).
+    """
+    if bytes(data[:2]) == b"\xff\xd8":
+        array = _decode_jpeg(bytes(data), channels, min_size)
+    else:
+        array = to_array(Image.open(io.BytesIO(data), formats=["PNG"]), channels)
+    if min_size is None and array.shape[:2] != (height, width):
+        raise Unreadable(f"decodes to {array.shape[1]} x {array.shape[0]} instead of {width} x {height} pixels")
+    return array
+
+
+def _decode_jpeg(data: bytes, channels: int, min_size: tuple[int, int] | None) -> UInt8Array:
+    low_h, low_w = min_size or (0, 0)
+    try:
+        color = "RGB" if channels == 3 else "GRAY"
+        array: UInt8Array = simplejpeg.decode_jpeg(data, color, min_height=low_h, min_width=low_w, min_factor=1)
+        return array
+    except ValueError:  # stricter than libjpeg about harmless oddities (extra bytes before a marker)
+        return to_array(Image.open(io.BytesIO(data), formats=["JPEG"]), channels)
+
+
+def _open(stream: Any) -> Image.Image:
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise Unreadable(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image (told by its content)") from None
+
+
+def _header_of(image: Image.Image, num_bytes: int) -> Header:
+    check_size(image.height, image.width)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format == "PNG":
+        raise Unreadable(f"animation of {frames} frames")
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1) if image.info.get("exif") else 1
+    height, width = (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    verbatim = image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and orientation == 1
+    return Header(height, width, 1 if image.mode in _GRAY_MODES else 3, num_bytes, verbatim)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if image.info.get("exif") else image

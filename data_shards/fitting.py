@@ -1,0 +1,68 @@
+"""Bring an image to the stored size and form.
+
+crop = the largest centred square, pad = the whole image on black, stretch = both sides scaled on their own; all with an
+antialiased filter, the crop taken before scaling so that a 65500 x 1 image cannot blow up in between.
+
+Legend: H, W, C height, width, channels (1 or 3) of one image; masks are (H, W).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from data_shards.decode import UInt8Array
+
+JPEG_QUALITY = 95
+Box = tuple[float, float, float, float]
+
+
+def fit_image(array: UInt8Array, size: int, fit: str) -> UInt8Array:
+    """Return (size, size, C) of an (H, W, C) image."""
+    channels = array.shape[2]
+    fitted = _fit(Image.fromarray(array[..., 0] if channels == 1 else array), size, fit, Image.Resampling.BICUBIC)
+    return np.asarray(fitted, dtype=np.uint8).reshape(size, size, channels)
+
+
+def fit_mask(mask: Image.Image, size: int, fit: str) -> Image.Image:
+    """Return a (size, size) mask with the same geometry as `fit_image` and no invented values."""
+    return _fit(mask, size, fit, Image.Resampling.NEAREST)
+
+
+def encode_image(array: UInt8Array, stored: str) -> bytes:
+    """Return the stored bytes of an (H, W, C) image: raw pixels, JPEG at quality 95 without subsampling, or PNG."""
+    if stored == "raw":
+        return array.tobytes()
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    if stored == "jpeg":
+        return _saved(image, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return encode_png(image)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Return PNG bytes without metadata."""
+    return _saved(image, format="PNG", compress_level=6)
+
+
+def _saved(image: Image.Image, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _fit(image: Image.Image, size: int, fit: str, resample: Image.Resampling) -> Image.Image:
+    if fit == "pad":
+        scale = size / max(image.size)
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(image.resize(inner, resample), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        return canvas
+    return image.resize((size, size), resample, box=_square(image) if fit == "crop" else None)
+
+
+def _square(image: Image.Image) -> Box:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return (left, top, left + side, top + side)
