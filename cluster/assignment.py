@@ -1,0 +1,240 @@
+"""Which subspace trains on which row: a frozen, versioned, hashable value made from the clusters of one k-means.
+
+Three things happen to raw clusters before ranks may use them. Clusters get the ids of the subspaces that trained on
+most of their rows (Hungarian matching on the contingency table), so a learner keeps its data when k-means numbers
+its clusters anew. Clusters too small, or with too few classes for a triplet loss, are repaired. And the result is
+hashed, so ranks and checkpoints can tell that they mean the same assignment.
+
+Legend: S rows, K subspaces, R reserves per cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from cluster.kmeans import KMeansResult
+from data_shards.errors import UserError
+
+Labels = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+
+LEFT_OUT = -1
+
+
+@dataclass(frozen=True)
+class RepairRule:
+    """When a cluster can be trained on: at least `min_size` rows and `min_classes` classes with two rows or more."""
+
+    min_size: int = 2
+    min_classes: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """labels (S,) int32, row -> subspace, -1 = left out; `version` counts reclusterings; ids are 0..num_subspaces-1."""
+
+    labels: Labels
+    version: int
+    num_subspaces: int
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        labels = np.array(self.labels, dtype=np.int32)
+        if labels.ndim != 1:
+            raise UserError(f"An assignment has one label per row, got an array of shape {labels.shape}.")
+        if labels.size and (labels.min() < LEFT_OUT or labels.max() >= self.num_subspaces):
+            raise UserError(f"Assignment labels must lie in -1..{self.num_subspaces - 1}; found others.")
+        labels.flags.writeable = False
+        header = f"assignment {self.version} {self.num_subspaces} {labels.size} ".encode()
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "hash", hashlib.sha256(header + labels.astype("<i4").tobytes()).hexdigest())
+
+    @classmethod
+    def single(cls, num_rows: int, version: int = 0) -> Assignment:
+        """Every row in subspace 0: K = 1 never clusters."""
+        return cls(np.zeros(num_rows, dtype=np.int32), version, 1)
+
+    @classmethod
+    def from_rows(
+        cls, row_ids: npt.NDArray[np.int64], labels: Labels, num_rows: int, num_subspaces: int, version: int
+    ) -> Assignment:
+        """Spread labels over rows 0..num_rows-1; rows that were not clustered are left out."""
+        out = np.full(num_rows, LEFT_OUT, dtype=np.int32)
+        out[row_ids] = labels
+        return cls(out, version, num_subspaces)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Assignment) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @property
+    def counts(self) -> Counts:
+        """Rows per subspace, (K,)."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_subspaces).astype(np.int64)
+
+    def mapping_to(self, previous: Assignment, num_subspaces: int | None = None, new_tail: int | None = None) -> Counts:
+        """Return (K,) the id that each cluster of this assignment takes, see `aligned_to`."""
+        num_ids = max(self.num_subspaces, num_subspaces or 0)
+        num_old = min(previous.num_subspaces, num_ids)
+        table = contingency(self, previous)[:, :num_old]
+        # Most rows keep their subspace. With equal numbers this is the same as the least symmetric difference.
+        current, old = linear_sum_assignment(table, maximize=True)
+        mapping = np.full(self.num_subspaces, -1, dtype=np.int64)
+        mapping[current] = old
+        free = [k for k in range(num_ids) if k not in set(old.tolist())]
+        tail = num_ids - 1 if new_tail is None else new_tail
+        free.sort(key=lambda k: (k != tail, k))
+        for cluster in np.flatnonzero(mapping < 0):
+            mapping[cluster] = free.pop(0)
+        return mapping
+
+    def aligned_to(
+        self, previous: Assignment, num_subspaces: int | None = None, new_tail: int | None = None
+    ) -> Assignment:
+        """Renumber the clusters so that as many rows as possible keep the subspace of `previous`.
+
+        The matching runs over the contingency table, from *current* cluster to *previous* id (the published code
+        applied it the other way round), and is rectangular: after growth the cluster without a partner goes to
+        `new_tail` (default: the last id), where the published code gave it whichever cluster came last.
+        """
+        mapping = self.mapping_to(previous, num_subspaces, new_tail).astype(np.int32)
+        labels = np.where(self.labels >= 0, mapping[np.maximum(self.labels, 0)], LEFT_OUT).astype(np.int32)
+        return Assignment(labels, self.version, max(self.num_subspaces, num_subspaces or 0))
+
+    def nmi_to(self, previous: Assignment) -> float:
+        """Return the normalised mutual information (arithmetic mean) with `previous` over rows that both assign."""
+        table = contingency(self, previous)
+        total = table.sum()
+        if total == 0:
+            return 0.0
+        joint = table / total
+        rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+        entropies = _entropy(rows) + _entropy(columns)
+        mutual = entropies - _entropy(joint.ravel())
+        return 1.0 if entropies == 0.0 else float(np.clip(2.0 * mutual / entropies, 0.0, 1.0))
+
+    def repaired(
+        self,
+        rule: RepairRule,
+        class_labels: npt.NDArray[np.integer],
+        centroids: npt.NDArray[np.float32],
+        reserves: npt.NDArray[np.int64] | None = None,
+    ) -> Assignment:
+        """Make every cluster trainable, or empty.
+
+        A deficient cluster first takes rows from its `reserves` (K, R): the rows of other clusters that lose least by
+        moving, and only while their own cluster stays trainable. Keeping the subspace alive is better than emptying
+        it: well-trained clusters are often pure, which would leave their subspace untrained for good, and the nearest
+        rows of other classes are just the negatives that it lacks. Where the reserves do not suffice, the cluster is
+        merged into the nearest remaining one by (K, F) centroids; its subspace then has no rows and gets no steps.
+        """
+        labels = self.labels.copy()
+        classes = np.unique(class_labels, return_inverse=True)[1].astype(np.int64)
+        table = np.zeros((self.num_subspaces, int(classes.max(initial=0)) + 1), dtype=np.int64)
+        np.add.at(table, (labels[labels >= 0], classes[labels >= 0]), 1)
+        deficient = sorted(
+            np.flatnonzero((table.sum(axis=1) > 0) & ~_trainable(table, rule)), key=lambda k: (table[k].sum(), k)
+        )
+        for k in deficient:
+            if reserves is not None:
+                _top_up(k, labels, classes, table, reserves[k], rule)
+        _merge(labels, table, rule, centroids)
+        return replace(self, labels=labels)
+
+
+def contingency(current: Assignment, previous: Assignment) -> Counts:
+    """Return (K, K_previous) counts of rows by both labels; rows left out by either do not count."""
+    if len(current.labels) != len(previous.labels):
+        raise UserError(f"Assignments of {len(current.labels)} and {len(previous.labels)} rows cannot be compared.")
+    both = (current.labels >= 0) & (previous.labels >= 0)
+    cells = current.labels[both].astype(np.int64) * previous.num_subspaces + previous.labels[both]
+    shape = (current.num_subspaces, previous.num_subspaces)
+    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
+
+
+def from_clusters(
+    result: KMeansResult,
+    num_rows: int,
+    num_subspaces: int,
+    previous: Assignment | None = None,
+    class_labels: npt.NDArray[np.integer] | None = None,
+    rule: RepairRule | None = None,
+    new_tail: int | None = None,
+) -> Assignment:
+    """Turn a k-means over rows 0..num_rows-1 into the assignment of its version: aligned, then repaired."""
+    raw = Assignment.from_rows(result.row_ids, result.labels, num_rows, result.num_clusters, result.version)
+    num_ids = max(num_subspaces, result.num_clusters)
+    mapping = np.arange(result.num_clusters)
+    if previous is not None:
+        mapping = raw.mapping_to(previous, num_ids, new_tail)
+    labels = np.where(raw.labels >= 0, mapping[np.maximum(raw.labels, 0)], LEFT_OUT).astype(np.int32)
+    aligned = Assignment(labels, result.version, num_ids)
+    if rule is None or class_labels is None:
+        return aligned
+    centroids = np.full((num_ids, result.centroids.shape[1]), np.inf, dtype=np.float32)
+    reserves = np.full((num_ids, result.reserves.shape[1]), -1, dtype=np.int64)
+    centroids[mapping], reserves[mapping] = result.centroids, result.reserves
+    return aligned.repaired(rule, class_labels, centroids, reserves)
+
+
+def _entropy(probabilities: npt.NDArray[np.float64]) -> float:
+    positive = probabilities[probabilities > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+def _trainable(table: Counts, rule: RepairRule) -> npt.NDArray[np.bool_]:
+    return (table.sum(axis=-1) >= rule.min_size) & ((table >= 2).sum(axis=-1) >= rule.min_classes)
+
+
+def _top_up(
+    k: int, labels: Labels, classes: Counts, table: Counts, reserve: npt.NDArray[np.int64], rule: RepairRule
+) -> None:
+    """Move rows of `reserve`, cheapest first, into cluster k until it is trainable; undo all if that fails.
+
+    While classes are missing, only rows of classes that do not have two members yet are taken.
+    """
+    moves: list[tuple[int, int]] = []
+    for row in reserve[reserve >= 0]:
+        if _trainable(table[k], rule):
+            break
+        donor, kind = int(labels[row]), int(classes[row])
+        short_of_classes = np.count_nonzero(table[k] >= 2) < rule.min_classes
+        if donor in (k, LEFT_OUT) or (short_of_classes and table[k, kind] >= 2):
+            continue
+        table[donor, kind] -= 1
+        if not _trainable(table[donor], rule):
+            table[donor, kind] += 1
+            continue
+        table[k, kind] += 1
+        labels[row] = k
+        moves.append((int(row), donor))
+    if _trainable(table[k], rule):
+        return
+    for row, donor in moves:
+        labels[row] = donor
+        table[donor, classes[row]] += 1
+        table[k, classes[row]] -= 1
+
+
+def _merge(labels: Labels, table: Counts, rule: RepairRule, centroids: npt.NDArray[np.float32]) -> None:
+    """Merge deficient clusters, smallest first, into the nearest other one until all are trainable or one is left."""
+    wide = centroids.astype(np.float64)
+    while True:
+        sizes = table.sum(axis=1)
+        filled = np.flatnonzero(sizes > 0)
+        deficient = [k for k in filled if not _trainable(table[k], rule)]
+        if not deficient or len(filled) < 2:
+            return
+        k = min(deficient, key=lambda c: (sizes[c], c))
+        others = filled[filled != k]
+        target = others[np.argmin(((wide[others] - wide[k]) ** 2).sum(axis=1))]
+        labels[labels == k] = target
+        table[target] += table[k]
+        table[k] = 0

@@ -1,0 +1,131 @@
+"""Append-only record of decisions: a decision is on disk before any rank may act on it.
+
+One JSON line per record, `{"seq": n, "crc32": c, "event": {...}}`, the checksum over `n` and the event in canonical form. A
+crash can only tear the last line, which is then cut off at the next open; damage anywhere else is reported, never
+repaired. A file lock keeps a second controller out, also one that was paused and taken for dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunTaken
+from data_shards.errors import DataIntegrityError
+
+Event = dict[str, Any]
+
+
+def _canonical(event: Event) -> str:
+    return json.dumps(event, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _line(number: int, event: Event) -> bytes:
+    body = _canonical(event)
+    return f'{{"seq":{number},"crc32":{_checksum(number, body)},"event":{body}}}\n'.encode()
+
+
+def _checksum(number: int, body: str) -> int:
+    return zlib.crc32(f"{number} {body}".encode())
+
+
+def _parse(line: bytes, number: int) -> Event | None:
+    """Return the event of record `number`, None when the line is not it."""
+    try:
+        record = json.loads(line)
+        event = record["event"]
+        sound = record["seq"] == number and record["crc32"] == _checksum(number, _canonical(event))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return event if sound and isinstance(event, dict) else None
+
+
+class Journal:
+    """The records of one file; `events` holds what was read and appended so far, in order."""
+
+    def __init__(self, path: Path | str, lock_timeout_s: float = 10.0) -> None:
+        """Open or create the journal.
+
+        Raises RunTaken when another process holds it for longer than `lock_timeout_s`, DataIntegrityError when a
+        record other than a torn last one is damaged.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        created = not self.path.exists()
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._lock(lock_timeout_s)
+            self.events: list[Event] = self._recover(self.path.read_bytes())
+        except BaseException:
+            os.close(self._file)
+            raise
+        if created:
+            self._sync_folder()
+
+    def _lock(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RunTaken(f"Another controller owns {self.path}; stop that run first.") from None
+                time.sleep(0.05)
+
+    def _recover(self, content: bytes) -> list[Event]:
+        events: list[Event] = []
+        position = 0
+        while position < len(content):
+            end = content.find(b"\n", position)
+            event = _parse(content[position : len(content) if end < 0 else end], len(events))
+            if end < 0:
+                # Torn while being written, hence never acknowledged; a record that lacks only its end of line is
+                # written again in full.
+                os.ftruncate(self._file, position)
+                os.fsync(self._file)
+                if event is not None:
+                    self._write(_line(len(events), event))
+                    events.append(event)
+                return events
+            if event is None:
+                raise DataIntegrityError(
+                    f"Record {len(events) + 1} of {self.path} is damaged; restore the file from a copy, or start a new "
+                    "run folder."
+                )
+            events.append(event)
+            position = end + 1
+        return events
+
+    def append(self, event: Event) -> None:
+        """Write one record and return once it is on disk."""
+        self._write(_line(len(self.events), event))
+        self.events.append(json.loads(_canonical(event)))
+
+    def _write(self, line: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError(f"Could not write all of a record to {self.path}; is the disk full?")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # half a record must not stand before the next one
+            raise
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Give up the file and its lock; closing twice is fine."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

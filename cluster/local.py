@@ -1,0 +1,117 @@
+"""The shared objects of a run inside this process: no Ray, the same arithmetic and the same client interface.
+
+Legend: n rows of a block, F feature width, S rows in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.controller import ControllerCore
+from cluster.growth import Growth
+from cluster.index import BackendName
+from cluster.kmeans import KMeans, KMeansResult, KMeansShard, LocalShards
+from cluster.plan import EpochPlan
+
+Block = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+Gather = Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]]
+
+NUM_RESERVES = 256  # rows kept per cluster for the repair of deficient ones
+
+
+class ClusterClient(Protocol):
+    """What a rank sees of the shared processes. Plans, reports and snapshots are asked for by rank 0 only."""
+
+    def plan(self, epoch: int) -> EpochPlan: ...
+
+    def report(
+        self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
+    ) -> Growth | None: ...
+
+    def snapshot(self) -> dict[str, Any]: ...
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None: ...
+
+    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
+        """Called by every rank with its own blocks of ((n,) row ids, (n, F) features), streamed; every rank gets the
+        same result. Every row belongs to one rank."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalCluster:
+    """Controller and shards in this process.
+
+    With more than one rank and no Ray, `gather` (an all-gather of numpy arrays of one dtype, any length) makes every
+    rank cluster all rows: the same bytes on each, at the price of the memory.
+    """
+
+    def __init__(
+        self,
+        controller: ControllerCore,
+        *,
+        attempt: int = 1,
+        num_shards: int = 1,
+        num_iterations: int = 100,
+        backend: BackendName = "auto",
+        num_threads: int = 1,
+        num_reserves: int = NUM_RESERVES,
+        gather: Gather | None = None,
+        rank: int = 0,
+    ) -> None:
+        self._controller, self._attempt, self._gather = controller, attempt, gather
+        self._shards = [KMeansShard(backend, num_threads) for _ in range(num_shards)]
+        self._num_iterations, self._num_reserves = num_iterations, num_reserves
+        if rank == 0:
+            controller.begin(attempt)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch."""
+        return self._controller.plan(epoch, self._attempt)
+
+    def report(
+        self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
+    ) -> Growth | None:
+        """Report an epoch; return the growth that follows it."""
+        return self._controller.report(epoch, self._attempt, metrics, scores, version)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the controller's state for a checkpoint."""
+        return self._controller.snapshot()
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Give the controller the state of a checkpoint."""
+        self._controller.restore(snapshot)
+
+    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
+        """Cluster the rows of all ranks; see `ClusterClient`."""
+        for shard in self._shards:
+            shard.reset(version)
+        for number, (row_ids, features) in enumerate(blocks if self._gather is None else self._gathered(blocks)):
+            self._shards[number % len(self._shards)].put(version, row_ids, features)
+        fit = KMeans(LocalShards(self._shards), self._num_iterations)
+        try:
+            return fit.fit(version, num_clusters, seed, self._num_reserves)
+        finally:
+            for shard in self._shards:
+                shard.drop()
+
+    def _gathered(self, blocks: Iterable[Block]) -> Iterable[Block]:
+        assert self._gather is not None
+        own = list(blocks)
+        ids = np.concatenate([np.asarray(i, dtype=np.int64) for i, _ in own] or [np.empty(0, dtype=np.int64)])
+        features = np.concatenate(
+            [np.asarray(f, dtype=np.float32).ravel() for _, f in own] or [np.empty(0, np.float32)]
+        )
+        for all_ids, flat in zip(self._gather(ids), self._gather(features), strict=True):
+            if len(all_ids):
+                yield all_ids, flat.reshape(len(all_ids), -1)
+
+    def close(self) -> None:
+        """Let go of the shards; closing twice is fine."""
+        self._shards = []
