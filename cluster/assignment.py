@@ -140,7 +140,8 @@ class Assignment:
         table = np.zeros((self.num_subspaces, int(classes.max(initial=0)) + 1), dtype=np.int64)
         np.add.at(table, (labels[labels >= 0], classes[labels >= 0]), 1)
         deficient = sorted(
-            np.flatnonzero((table.sum(axis=1) > 0) & ~_trainable(table, rule)), key=lambda k: (table[k].sum(), k)
+            np.flatnonzero((table.sum(axis=1) > 0) & ~_trainable(table, rule)).tolist(),
+            key=lambda k: (table[k].sum(), k),
         )
         for k in deficient:
             if reserves is not None:
@@ -190,7 +191,8 @@ def _entropy(probabilities: npt.NDArray[np.float64]) -> float:
 
 
 def _trainable(table: Counts, rule: RepairRule) -> npt.NDArray[np.bool_]:
-    return (table.sum(axis=-1) >= rule.min_size) & ((table >= 2).sum(axis=-1) >= rule.min_classes)
+    enough = (table.sum(axis=-1) >= rule.min_size) & ((table >= 2).sum(axis=-1) >= rule.min_classes)
+    return np.asarray(enough)
 
 
 def _top_up(

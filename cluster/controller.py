@@ -71,6 +71,11 @@ class ControllerCore:
         for event in [] if journal is None else journal.events:
             self._replay(event)
 
+    @property
+    def attempt(self) -> int:
+        """The latest attempt that has begun, 0 before the first."""
+        return self._attempt
+
     # ---- messages of the ranks -----------------------------------------------------------------------------------
 
     def begin(self, attempt: int) -> None:

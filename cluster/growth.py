@@ -60,7 +60,8 @@ class Growth:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Growth:
         """Rebuild what `to_json` gave."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ class NoGrowth:
 class PlateauGrowth:
     """Split the tail after `patience` epochs without a new best.
 
-    The tail must have more than `min_tail` neurons. Scores are divided into min = 0 and max = 1 over the tail; "threshold"
-    selects those above `threshold` (published; K is then decided by the shape of the score distribution: on random
-    Gaussian scores, D = 128, the median is 9), "top_fraction" the best `fraction`, kept within
+    The tail must have more than `min_tail` neurons. Absolute scores are scaled to 0 (least) .. 1 (largest) over the
+    tail; "threshold" selects those above `threshold` (published; K is then decided by the shape of the score
+    distribution: on random Gaussian scores, D = 128, the median is 9), "top_fraction" the best `fraction`, kept within
     [min_selected, R - min_selected]. Fewer than `min_selected`: no split now, retried at the next epoch.
     `explore` "new_best" (published): one split per stagnation, none until a new best; "patience": another split after
     `patience` epochs since the last one even without a new best.

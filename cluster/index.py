@@ -78,7 +78,8 @@ def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float
     difference = rows.astype(np.float64)
     difference -= centroids
     difference *= difference
-    return np.add.reduce(difference, axis=1)
+    out: npt.NDArray[np.float64] = np.add.reduce(difference, axis=1)
+    return out
 
 
 def _decide(chunk: Features, centroids: Features, screen: Screen) -> Labels:
@@ -172,7 +173,7 @@ class NumpyBackend:
 def shifted_scores(centroids: Features, max_norm: float) -> tuple[Features, Features, np.float32]:
     """Return ((F, K) weights, (K,) offsets, tolerance) so that rows @ weights + offsets orders the centroids.
 
-    The mean centroid m is taken out: |x - c|^2 = |x|^2 - 2 x.m + |m|^2 + (|c'|^2 + 2 m.c' - 2 x.c') with c' = c - m, and only the
+    The mean centroid m is taken out: |x - c|^2 = |x - m|^2 + (|c'|^2 + 2 m.c' - 2 x.c') with c' = c - m, and only the
     bracket differs between centroids. Its rounding error scales with the *spread* of the centroids, so collapsed
     embeddings do not send every row to the exact pass. Two scores closer than the tolerance may be in either order.
     """
@@ -207,7 +208,7 @@ class FaissBackend:
         return block
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
-        flat = self._faiss.IndexFlatL2(centroids.shape[1])
+        flat: Any = self._faiss.IndexFlatL2(centroids.shape[1])
         if self._resources is not None:
             flat = self._faiss.index_cpu_to_gpu(self._resources, 0, flat)
         flat.add(centroids)

@@ -1,8 +1,8 @@
 """Append-only record of decisions: a decision is on disk before any rank may act on it.
 
-One JSON line per record, `{"seq": n, "crc32": c, "event": {...}}`, the checksum over `n` and the event in canonical form. A
-crash can only tear the last line, which is then cut off at the next open; damage anywhere else is reported, never
-repaired. A file lock keeps a second controller out, also one that was paused and taken for dead.
+One JSON line per record, `{"seq": n, "crc32": c, "event": {...}}`, the checksum over `n` and the event in canonical
+form. A crash can only tear the last line, which is then cut off at the next open; damage anywhere else is reported,
+never repaired. A file lock keeps a second controller out, also one that was paused and taken for dead.
 """
 
 from __future__ import annotations

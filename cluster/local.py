@@ -48,14 +48,15 @@ class LocalCluster:
     """Controller and shards in this process.
 
     With more than one rank and no Ray, `gather` (an all-gather of numpy arrays of one dtype, any length) makes every
-    rank cluster all rows: the same bytes on each, at the price of the memory.
+    rank cluster all rows: the same bytes on each, at the price of the memory. `attempt` must be above every earlier
+    one of the same journal (default: one above the last).
     """
 
     def __init__(
         self,
         controller: ControllerCore,
         *,
-        attempt: int = 1,
+        attempt: int | None = None,
         num_shards: int = 1,
         num_iterations: int = 100,
         backend: BackendName = "auto",
@@ -64,11 +65,12 @@ class LocalCluster:
         gather: Gather | None = None,
         rank: int = 0,
     ) -> None:
-        self._controller, self._attempt, self._gather = controller, attempt, gather
+        self._controller, self._gather = controller, gather
+        self._attempt = controller.attempt + 1 if attempt is None else attempt
         self._shards = [KMeansShard(backend, num_threads) for _ in range(num_shards)]
         self._num_iterations, self._num_reserves = num_iterations, num_reserves
         if rank == 0:
-            controller.begin(attempt)
+            controller.begin(self._attempt)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch."""

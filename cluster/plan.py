@@ -13,8 +13,8 @@ Phase = Literal["subspace", "full"]
 @dataclass(frozen=True)
 class PlanConfig:
     """`finetune_epoch`: from here on the loss is on the full embedding and all rows are one cluster (None: never).
-    `recluster_every` epochs (0: only at the start and after growth). `after_growth` "at_once" reclusters in the epoch after a
-    split; "published" waits for an epoch divisible by `recluster_every`, as the released code did."""
+    `recluster_every` epochs (0: only at the start and after growth). `after_growth` "at_once" reclusters in the epoch
+    after a split; "published" waits for an epoch divisible by `recluster_every`, as the released code did."""
 
     num_epochs: int
     finetune_epoch: int | None = None

@@ -163,9 +163,9 @@ class KMeansShard:
         """Return the row that wins the exponential race for the next initial centroid, None without rows.
 
         Row i runs with rate d_i^2, its squared distance to the nearest of the (j, F) chosen ones, and arrives at
-        e_i / d_i^2 with a keyed exponential e_i; the first to arrive is drawn with probability d_i^2 / sum (Efraimidis and
-        Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003; k-means++: Arthur and Vassilvitskii 2007). Times
-        depend on the row alone, so the winner is the same for any sharding.
+        e_i / d_i^2 with a keyed exponential e_i; the first to arrive is drawn with probability d_i^2 / sum
+        (Efraimidis and Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003; k-means++: Arthur and Vassilvitskii
+        2007). Times depend on the row alone, so the winner is the same for any sharding.
         """
         self._check(version)
         self._measure(chosen)
