@@ -1,0 +1,58 @@
+"""Exact neighbours: order, ties and groups, independent of the chunk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from trainer.metrics.neighbours import group_codes, neighbours
+
+
+def test_equal_scikit_learn_on_random_vectors() -> None:
+    vectors = np.random.default_rng(0).standard_normal((83, 7)).astype(np.float32)
+    distances, rows = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(vectors.astype(np.float64)).kneighbors()
+    for chunk in (1, 10, 1000):
+        found_rows, found_distances = neighbours(vectors, 5, chunk=chunk)
+        assert np.array_equal(found_rows, rows)
+        np.testing.assert_allclose(found_distances, distances, rtol=1e-6)
+    assert np.array_equal(neighbours(torch.from_numpy(vectors), 5)[0], rows)
+
+
+def test_ties_go_to_the_lower_row_for_every_chunk() -> None:
+    """Many exact copies: the order must be that of the rows, though the last bits of a product may differ."""
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((4, 33)).astype(np.float32)
+    which = rng.integers(0, 4, 300)
+    vectors = centres[which] / np.linalg.norm(centres[which], axis=1, keepdims=True)
+    for chunk in (1, 7, 64, 300):
+        rows, distances = neighbours(vectors, 20, chunk=chunk)
+        for i in range(300):
+            copies = [j for j in np.flatnonzero(which == which[i]) if j != i]
+            assert rows[i].tolist() == copies[:20]
+        assert (distances < 1e-4).all()
+
+
+def test_own_group_is_removed_and_missing_neighbours_are_padded() -> None:
+    vectors = np.array([[0.0], [1.0], [2.0], [4.0]], dtype=np.float32)
+    rows, distances = neighbours(vectors, 3, groups=np.array(["a", "a", "", ""]))
+    assert rows.tolist() == [[2, 3, -1], [2, 3, -1], [1, 0, 3], [2, 1, 0]]
+    assert distances.tolist() == [[2, 4, np.inf], [1, 3, np.inf], [1, 2, 2], [2, 3, 4]]
+
+
+def test_more_neighbours_than_samples() -> None:
+    rows, distances = neighbours(np.eye(2, dtype=np.float32), 4)
+    assert rows.tolist() == [[1, -1, -1, -1], [0, -1, -1, -1]]
+    assert distances[:, 0] == pytest.approx(np.sqrt([2.0, 2.0]))
+
+
+def test_an_empty_group_name_is_no_group() -> None:
+    codes = group_codes(np.array(["x", "", "y", "", "x"], dtype=object))
+    assert len(set(codes.tolist())) == 4
+    assert codes[0] == codes[4]
+
+
+def test_refuses_what_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        neighbours(np.array([[0.0], [np.nan]], dtype=np.float32), 1)
