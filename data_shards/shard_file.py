@@ -56,7 +56,7 @@ class ShardFile:
 
     def intact(self, row: int) -> bool:
         """Tell whether the bytes of one image still have their crc32."""
-        return zlib.crc32(memoryview(self.image_bytes(row))) == int(self.crcs[row])
+        return zlib.crc32(self.image_bytes(row).data) == int(self.crcs[row])
 
     def is_raw(self) -> bool:
         """Tell whether every image has as many bytes as its size says."""

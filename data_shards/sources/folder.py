@@ -29,18 +29,22 @@ def read(
     `group` is "none", "parent" (the folder an image lies in, when it is below the class folder), or a number n: the
     first n characters of the file name. Files of other formats are listed too and end up in rejected.csv by content.
     """
-    splits = _split_folders(path)
+    records, notes = complete(list_images(path, _SUFFIXES, group), validation, test, seed)
+    classes = tuple(sorted({record.label for record in records}))
+    return Listing(path.name, classes, tuple(records), root=path, warnings=tuple(notes))
+
+
+def list_images(path: Path, suffixes: set[str], group: str) -> list[Record]:
+    """Return a record per file with one of `suffixes`, split "" without a split level; raises UserError for none."""
     records = []
-    for split, top in splits:
+    for split, top in _split_folders(path):
         for class_folder in child_folders(top):
-            for file in walk_files(class_folder, _SUFFIXES):
+            for file in walk_files(class_folder, suffixes):
                 name = file.relative_to(path).as_posix()
                 records.append(Record(name, class_folder.name, split, _group(file, class_folder, group), file=file))
     if not records:
         raise UserError(f"No images under {path}; expected {path}/CLASS/image.jpg or {path}/train/CLASS/image.jpg.")
-    records, notes = complete(records, validation, test, seed)
-    classes = tuple(sorted({record.label for record in records}))
-    return Listing(path.name, classes, tuple(records), root=path, warnings=tuple(notes))
+    return records
 
 
 def child_folders(folder: Path) -> list[Path]:

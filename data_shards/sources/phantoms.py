@@ -3,7 +3,7 @@
 Every sample is a pure function of (seed, sample id): four factors uniform in [0, 1), kept in the table as
 `factor_colour`, `factor_shape`, `factor_size`, `factor_artefact`, and a mask of the lesion. The class is the level of
 the factors named by `label_by`: level = floor(value * levels), e.g. label_by=colour+shape, levels=3 gives the nine
-classes colour0-shape0 .. colour2-shape2. The other factors are then nuisance, and one knows what an embedding should ignore.
+classes colour0-shape0 .. colour2-shape2. The other factors are then nuisance: what a good embedding ignores is known.
 
 colour: light brown -> dark brown -> blue-black; shape: round -> jagged outline; size: radius 0.14 -> 0.38 of the side;
 artefact: clean -> hairs -> hairs and a ruler. Skin tone, light, position and texture vary freely.
@@ -145,6 +145,7 @@ def _lesion(rng: np.random.Generator, pixels: int, shape: float, size: float) ->
     for number in range(2, 9):
         height, phase = rng.normal() / number**0.5, rng.random() * 2 * np.pi
         waves += height * np.cos(number * angle + phase)
+    waves /= waves.std()  # the factor alone sets how jagged the outline is
     outline = radius * np.clip(1 + (0.02 + 0.2 * shape) * waves, 0.35, 1.6)
     softness = max(0.012, 0.6 / pixels)
     exponent = np.clip((distance - outline) / softness, -50, 50)

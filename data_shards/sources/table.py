@@ -29,11 +29,17 @@ def read(
 
     Raises UserError for missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
     """
+    records, notes = complete(list_rows(path, group), validation, test, seed)
+    classes = tuple(sorted({record.label for record in records}))
+    return Listing(path.parent.name, classes, tuple(records), root=path.parent, warnings=tuple(notes))
+
+
+def list_rows(path: Path, group: str) -> list[Record]:
+    """Return a record per row of the table, split "" where it gives none; raises UserError as `read` does."""
     rows = read_rows(path, required=("path", "label"))
     if group not in ("none", "group") and group not in rows[0]:
-        raise UserError(
-            f"{path} has no column '{group}'{nearest_of(group, list(rows[0]))}; columns: {', '.join(rows[0])}."
-        )
+        hint = nearest_of(group, list(rows[0]))
+        raise UserError(f"{path} has no column '{group}'{hint}; it has: {', '.join(rows[0])}.")
     records, seen = [], set()
     for number, row in enumerate(rows, start=2):
         where = f"{path} line {number}"
@@ -42,9 +48,7 @@ def read(
             raise UserError(f"{where}: the path {record.path} is listed twice.")
         seen.add(record.path)
         records.append(record)
-    records, notes = complete(records, validation, test, seed)
-    classes = tuple(sorted({record.label for record in records}))
-    return Listing(path.parent.name, classes, tuple(records), root=path.parent, warnings=tuple(notes))
+    return records
 
 
 def read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:

@@ -1,0 +1,174 @@
+"""dicom:PATH - DICOM files in class folders (as folder:), or a CSV table of their paths (as table:).
+
+Header first: size, frames and transfer syntax are checked before a pixel is decoded. Gray images go through the
+modality LUT (RescaleSlope, RescaleIntercept), a VOI window and, for MONOCHROME1, inversion (PS3.3 C.7.6.3, C.11.1,
+C.11.2) to uint8; RGB, YBR and PALETTE COLOR become RGB. Nothing of the header is stored but a hash of the patient's id, as group.
+
+Legend: H, W height and width of a frame; C channels, 1 or 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_shards.decode import MAX_FILE_BYTES, Header, UInt8Array, Unreadable, check_size, guarded
+from data_shards.errors import UserError
+from data_shards.sources.folder import list_images
+from data_shards.sources.listing import Listing, Record
+from data_shards.sources.splits import complete
+from data_shards.sources.table import list_rows
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+MAX_PIXEL_BYTES = 1 << 30
+_SUFFIXES = {".dcm", ".dicom", ".ima", ""}
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "PALETTE COLOR")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the header says: `header`, or the `reason` the file cannot be used."""
+
+    num_frames: int = 1
+    patient: str = ""
+    header: Header | None = None
+    reason: str = ""
+
+    def checked(self) -> Header:
+        if self.header is None:
+            raise Unreadable(self.reason)
+        return self.header
+
+
+def read(
+    path: Path,
+    *,
+    window: str = "auto",
+    frames: str = "reject",
+    group: str = "patient",
+    validation: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+) -> Listing:
+    """List DICOM files.
+
+    `window`: "file" (VOI LUT or first window of the file), "percentiles" (0.5 to 99.5), "auto" (the file's, else
+    percentiles) or "CENTER/WIDTH". `frames`: "reject" multi-frame files or take "all" as images of one group. `group`:
+    "patient" (hash of PatientID), "none", or what folder: and table: know. Raises UserError without pydicom.
+    """
+    _check_options(window, frames)
+    base_group = "none" if group == "patient" else group
+    if path.is_dir():
+        files, root = list_images(path, _SUFFIXES, base_group), path
+        files = [record for record in files if Path(record.path).name.upper() != "DICOMDIR"]
+    else:
+        files, root = list_rows(path, base_group), path.parent
+    records = []
+    for record in files:
+        records += _frame_records(record, window, frames, group)
+    records, notes = complete(records, validation, test, seed)
+    classes = tuple(sorted({record.label for record in records}))
+    return Listing(root.name, classes, tuple(records), root=root, warnings=tuple(notes))
+
+
+def _check_options(window: str, frames: str) -> None:
+    try:
+        import pydicom  # noqa: F401
+    except ImportError:
+        raise UserError("Reading DICOM needs pydicom: pip install 'subspace-trainer[dicom]'.") from None
+    if frames not in ("reject", "all"):
+        raise UserError(f"frames={frames} is unknown; use reject or all.")
+    if window not in ("auto", "file", "percentiles"):
+        _explicit(window)
+
+
+def _explicit(window: str) -> tuple[float, float]:
+    centre, _, width = window.partition("/")
+    try:
+        values = float(centre), float(width)
+    except ValueError:
+        values = 0.0, 0.0
+    if not 1 <= values[1] < float("inf"):
+        raise UserError(f"window={window} is unknown; use auto, file, percentiles or CENTER/WIDTH such as 40/400.")
+    return values
+
+
+def _frame_records(record: Record, window: str, frames: str, group: str) -> list[Record]:
+    """Return one record per file, or per frame when all frames are wanted."""
+    file = record.file
+    assert file is not None
+    facts = _facts(file, frames)
+    if group == "patient":
+        record = replace(record, group=facts.patient)
+    record = replace(record, header=facts.checked)
+    if facts.num_frames == 1 or facts.header is None:
+        return [replace(record, load=partial(_load, file, 0, window))]
+    owner = record.group or record.path
+    return [
+        replace(record, path=f"{record.path}#{i}", group=owner, load=partial(_load, file, i, window))
+        for i in range(facts.num_frames)
+    ]
+
+
+def _facts(file: Path, frames: str) -> _Facts:
+    try:
+        return guarded(lambda: _read_facts(file, frames))
+    except Unreadable as reason:
+        return _Facts(reason=str(reason))
+
+
+def _read_facts(file: Path, frames: str) -> _Facts:
+    dataset = _open(file, stop_before_pixels=True)
+    height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
+    samples, bits = int(dataset.get("SamplesPerPixel", 1)), int(dataset.get("BitsAllocated", 8))
+    num_frames = int(dataset.get("NumberOfFrames") or 1)
+    kind = str(dataset.get("PhotometricInterpretation", ""))
+    check_size(height, width)
+    if kind not in _GRAY + _COLOUR:
+        raise Unreadable(f"photometric interpretation '{kind[:40]}' is not supported")
+    if num_frames < 1 or height * width * samples * max(bits, 8) // 8 * num_frames > MAX_PIXEL_BYTES:
+        raise Unreadable(f"{num_frames} frames of {width} x {height} pixels are above the limit of 1 GiB")
+    if num_frames > 1 and frames == "reject":
+        raise Unreadable(f"{num_frames} frames; use frames=all to take each as an image")
+    header = Header(height, width, 1 if kind in _GRAY else 3, file.stat().st_size)
+    return _Facts(num_frames, _pseudonym(str(dataset.get("PatientID", "") or "")), header)
+
+
+def _pseudonym(patient: str) -> str:
+    """Return a short hash of a patient's id: enough to tell people apart, and no name in the shards."""
+    return hashlib.blake2b(patient.strip().encode(), digest_size=8).hexdigest() if patient.strip() else ""
+
+
+def _open(file: Path, stop_before_pixels: bool) -> Dataset:
+    """Read a DICOM data set; raises Unreadable for what could unpack without bounds or holds no image."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise Unreadable(f"file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        meta = read_file_meta_info(file)
+        # a deflated data set is inflated whole before its first element can be read: no limit can be checked before
+        if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
+            raise Unreadable("deflated transfer syntax is not accepted; store it uncompressed")
+        if str(meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
+            raise Unreadable("a DICOMDIR, not an image")
+        return pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
+    except InvalidDicomError:
+        raise Unreadable("not a DICOM file (no DICM prefix)") from None
+
+
+def _load(file: Path, frame: int, window: str, channels: int) -> UInt8Array:
+    from data_shards.sources.dicom_pixels import frame_pixels
+
+    choice: str | tuple[float, float] = window if window in ("auto", "file", "percentiles") else _explicit(window)
+    return frame_pixels(_open(file, stop_before_pixels=False), frame, choice, channels)
