@@ -88,12 +88,12 @@ def sampling_grid(matrices: Floats, size: int, device: torch.device | str = "cpu
     return torch.stack([(m[:, i, 0] * x + m[:, i, 1] * y) + m[:, i, 2] for i in (0, 1)], dim=-1)
 
 
-def _luma(images: Tensor) -> Floats:
-    """Return (B,) mean luma of uint8 images, from exact integer sums."""
-    sums = images.sum(dim=(2, 3), dtype=torch.int64).cpu().numpy() / (images.shape[2] * images.shape[3])
-    if sums.shape[1] == 1:
-        return np.asarray(sums[:, 0], dtype=np.float64)
-    return np.asarray(_LUMA[0] * sums[:, 0] + _LUMA[1] * sums[:, 1] + _LUMA[2] * sums[:, 2])
+def _luma(images: Tensor) -> Tensor:
+    """Return (B, 1, 1, 1) float64 mean luma of uint8 images, from exact integer sums."""
+    means = images.sum(dim=(2, 3), keepdim=True, dtype=torch.int64).double() / (images.shape[2] * images.shape[3])
+    if images.shape[1] == 1:
+        return means
+    return means[:, :1] * _LUMA[0] + means[:, 1:2] * _LUMA[1] + means[:, 2:] * _LUMA[2]
 
 
 def colour_matrices(colour: Floats) -> Floats:
@@ -107,13 +107,14 @@ def colour_matrices(colour: Floats) -> Floats:
     return np.asarray(gain[:, None, None] * mixed)
 
 
-def _recoloured(floats: Tensor, pivot: Floats | None, colour: Floats, mixes: bool) -> Tensor:
+def _recoloured(floats: Tensor, pivot: Tensor | None, colour: Floats, mixes: bool) -> Tensor:
     """Return the images (B, C, S, S) in 0..255 with changed colours, clamped; may overwrite its input.
 
-    mixes: whether saturation or hue mix the channels.
+    pivot: (B, 1, 1, 1) mean luma, None if the contrast stays; mixes: whether saturation or hue mix the channels.
     """
-    shift = 0 * colour[:, 0] if pivot is None else (1 - colour[:, 1]) * colour[:, 0] * pivot
-    offset = _column(shift[:, None], floats)
+    offset: Tensor | float = 0.0
+    if pivot is not None:
+        offset = (pivot * _column(((1 - colour[:, 1]) * colour[:, 0])[:, None], floats)).float()
     if floats.shape[1] == 1 or not mixes:
         return floats.mul_(_column((colour[:, 0] * colour[:, 1])[:, None], floats)).add_(offset).clamp_(0, 255)
     matrices = colour_matrices(colour)

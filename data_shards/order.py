@@ -203,7 +203,7 @@ def _draw(seed: int, epoch: int, pool: _Pool, steps: int) -> npt.NDArray[np.int6
         rows = np.empty((len(chosen), int(pool.quotas[0])), dtype=np.int64)
         if walks:
             rows[np.argsort(chosen, kind="stable")] = np.concatenate(walks)
-        rows = rows.reshape(steps, -1)
+        rows = rows.reshape(steps, pool.groups_per_batch * rows.shape[1])
     # Mixed, so that the slice of a rank, hence its batch statistics, is not one class.
     mixed: npt.NDArray[np.int64] = rng.permuted(rows, axis=1)
     return mixed
