@@ -44,12 +44,14 @@ class AugmentSection(Section):
     rotate_degrees: float = 0.0
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
-    shear_degrees: float = 0.0
+    shear: float = 0.0
+    padding: Literal["reflection", "border", "zeros"] = "reflection"
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
     erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.2)
 
 
 class DataSection(Section):
@@ -98,7 +100,6 @@ class TrainSection(Section):
     channels_last: bool = True
     logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: off")
 
 
 class OptimSection(Section):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +176,19 @@ def _scores(scores: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _age(when: float | None) -> str:
-    if not isinstance(when, (int, float)):
+def timestamp(when: object) -> float | None:
+    """Return seconds since 1970 of a `time` field: a number, or ISO 8601 text; None when it is neither."""
+    if isinstance(when, str):
+        with suppress(ValueError):
+            return datetime.fromisoformat(when.replace("Z", "+00:00")).timestamp()
+    return float(when) if isinstance(when, (int, float)) else None
+
+
+def _age(when: object) -> str:
+    moment = timestamp(when)
+    if moment is None:
         return ""
-    seconds = max(0.0, time.time() - when)
+    seconds = max(0.0, time.time() - moment)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

@@ -129,7 +129,7 @@ def barrier() -> None:
 def data_parallel(module: nn.Module) -> DistributedDataParallel:
     """Wrap a network so that `backward` averages gradients over the ranks while it still runs."""
     devices = [local_rank()] if torch.cuda.is_available() else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 class _SumOverRanks(torch.autograd.Function):

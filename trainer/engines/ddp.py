@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from data_shards import keyed
 from trainer import distributed
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
@@ -42,6 +43,7 @@ class DDPEngine:
         model: an EmbeddingModel on its device.
         make_optimiser: model -> torch optimiser.
         pieces: forward passes this rank splits its rows into.
+        cached: forward again before the backward of a piece, so that only one piece's graph is in memory.
         deterministic: reduce by the fixed tree instead of DistributedDataParallel.
         precision: "fp32" or "bf16" (autocast of the network alone; vectors and losses are float32).
         clip_norm: greatest gradient norm, or None.
@@ -52,13 +54,15 @@ class DDPEngine:
         model: EmbeddingModel,
         make_optimiser: Callable[[nn.Module], torch.optim.Optimizer],
         pieces: int = 1,
+        cached: bool = False,
         deterministic: bool = False,
         precision: str = "fp32",
         clip_norm: float | None = None,
     ) -> None:
         self.model = model
         self.optimiser = make_optimiser(model)
-        self.pieces, self.deterministic, self.clip_norm = pieces, deterministic, clip_norm
+        assert cached or deterministic or pieces == 1, "DistributedDataParallel takes several pieces one after another"
+        self.pieces, self.cached, self.deterministic, self.clip_norm = pieces, cached, deterministic, clip_norm
         self.bf16 = precision == "bf16"
         self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
         self.device = next(model.parameters()).device
@@ -76,11 +80,9 @@ class DDPEngine:
         rows = images.shape[0] // self.pieces
         keeps = keep.split(rows) if keep is not None else [None] * self.pieces
         self._inputs = list(zip(images.split(rows), keeps, strict=True))
-        if self.pieces == 1:
-            self._outputs = [self.forward(*self._inputs[0])]
-        else:  # the graphs of several pieces would need the memory that pieces are there to save
-            with torch.no_grad():
-                self._outputs = [self.forward(*piece, network=self.model) for piece in self._inputs]
+        with torch.set_grad_enabled(not self.cached):
+            network = self.model if self.cached else self.network
+            self._outputs = [self.forward(*piece, network=network) for piece in self._inputs]
         local = torch.cat([output.detach() for output in self._outputs])
         with distributed.stage("gather of the vectors"):
             self._leaf = distributed.gather_rows(local).requires_grad_()
@@ -105,11 +107,10 @@ class DDPEngine:
         return True
 
     def _backward_by_ddp(self, gradient: Tensor) -> None:
-        pieces = gradient.split(gradient.shape[0] // self.pieces)
-        if self.pieces == 1:
-            self._outputs[0].backward(pieces[0])
+        if not self.cached:
+            self._outputs[0].backward(gradient)
             return
-        assert not isinstance(self.network, EmbeddingModel)
+        pieces = gradient.split(gradient.shape[0] // self.pieces)
         with self.network.no_sync():  # type: ignore[operator]
             for inputs, piece in zip(self._inputs[:-1], pieces[:-1], strict=True):
                 self.forward(*inputs).backward(piece)
@@ -121,7 +122,7 @@ class DDPEngine:
         for inputs, output, piece in zip(
             self._inputs, self._outputs, gradient.split(gradient.shape[0] // self.pieces), strict=True
         ):
-            graph = output if output.requires_grad else self.forward(*inputs)
+            graph = self.forward(*inputs) if self.cached else output
             gradients = torch.autograd.grad(graph, parameters, piece)
             flat.append(torch.cat([g.reshape(-1) for g in gradients]))
         total = pairwise_sum(distributed.gather_rows(torch.stack(flat)))
@@ -147,7 +148,7 @@ class DDPEngine:
             surgery.permute_and_reset_moments(self.optimiser.state.get(parameter, {}), order, reset_rows)
         embedding = self.model.head.embedding
         with torch.no_grad():
-            surgery.reset_rows_xavier(embedding.weight, embedding.bias, reset_rows, seed)
+            surgery.reset_rows_xavier(embedding.weight, embedding.bias, reset_rows, keyed.generator(seed, "reset"))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, buffers and moments by name: `model/NAME` and `optim/NAME/KEY`."""

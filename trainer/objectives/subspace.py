@@ -1,6 +1,6 @@
 """What a step of subspace learning optimises: one subspace of the embedding, on a batch of its own cluster.
 
-Ziko et al. / Adiga et al. 2022, "Attention-based Dynamic Subspace Learners", https://doi.org/10.1109/JBHI.2022.3186882;
+Adiga, Dolz and Lombaert 2022, "Attention-based Dynamic Subspace Learners", https://doi.org/10.1109/JBHI.2022.3186882;
 Sanakoyeu et al. 2019, "Divide and Conquer the Embedding Space", https://arxiv.org/abs/1906.05990.
 
 Legend: B images of the global batch, D embedding width, d_k width of subspace k.
@@ -22,12 +22,10 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 @dataclass
 class Update:
-    """One player's turn: a scalar to minimise, and the unit vectors (B, d) it was computed from, whose gradient is kept."""
+    """One player's turn: a scalar to minimise, and its parts for the record."""
 
     player: str
     loss: Tensor
-    vectors: Tensor
-    columns: slice
     terms: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,11 +45,7 @@ class SubspaceObjective:
         self, vectors: Tensor, labels: Tensor, partition: SubspacePartition, subspace: int | None, step: int
     ) -> Iterator[Update]:
         """Yield the one update of this step for vectors (B, D) of the global batch; subspace None trains all of D."""
-        if subspace is None:
-            unit, columns = partition.normalize(vectors), slice(0, partition.num_dims)
-        else:
-            unit, columns = partition.block(vectors, subspace), partition.slices[subspace]
-        unit.retain_grad()
+        unit = partition.normalize(vectors) if subspace is None else partition.block(vectors, subspace)
         generator = torch.Generator(unit.device).manual_seed(keyed.key(self.seed, "mine", step) >> 1)
         triplets = self.miner(unit.detach(), labels, generator)
-        yield Update("embedding", self.loss(unit, labels, triplets), unit, columns)
+        yield Update("embedding", self.loss(unit, labels, triplets))

@@ -1,0 +1,264 @@
+"""Configuration -> parts: one literal table per seam, and the few functions that put the parts together.
+
+A new backbone, head, loss, miner or growth rule is one file and one line here. The arguments of an entry are those of its
+constructor, checked against the signature, so the constructor is the schema.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.controller import ControllerConfig
+from cluster.growth import NoGrowth, PlateauGrowth
+from cluster.plan import PlanConfig
+from data_shards.augment import AugmentConfig
+from data_shards.errors import UserError, nearest_of
+from data_shards.order import BatchRule
+from data_shards.reader import ShardFolder, SplitReader, open_shards
+from launch.config import Component, RunConfig
+from trainer import distributed, miners
+from trainer.backbones.resnet import ResNet
+from trainer.backbones.small import SmallResNet
+from trainer.checkpoint import sha256_of
+from trainer.engines.ddp import DDPEngine
+from trainer.evaluate import EmbedOptions
+from trainer.heads.attention import AttentionEmbedding
+from trainer.loop import LoopOptions
+from trainer.losses.margin import margin_loss
+from trainer.model import EmbeddingModel
+from trainer.objectives.subspace import SubspaceObjective
+from trainer.optim import OPTIMISERS, parameter_groups
+from trainer.state import RunState
+from trainer.subspaces.partition import SubspacePartition
+from trainer.subspaces.saliency import TaylorSaliency
+
+log = logging.getLogger(__name__)
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, depth=18),
+    "resnet34": partial(ResNet, depth=34),
+    "resnet50": partial(ResNet, depth=50),
+    "small_resnet": SmallResNet,
+}
+HEADS: dict[str, Callable[..., nn.Module]] = {"attention": AttentionEmbedding}
+LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss}
+MINERS: dict[str, Callable[..., Any]] = {
+    "nearest_beyond_cutoff": miners.nearest_beyond_cutoff,
+    "distance_weighted": miners.distance_weighted,
+    "all_triplets": miners.all_triplets,
+}
+# Arguments that the caller gives, not the user.
+GIVEN = {"vectors", "labels", "triplets", "generator", "seed", "in_channels", "num_dims", "widths", "sync_norm", "depth"}
+
+
+def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: str) -> Callable[..., Any]:
+    """Return the table's entry with the user's arguments bound.
+
+    Raises:
+        UserError: unknown name or argument; the nearest one is named.
+    """
+    if component.name not in table:
+        guess = nearest_of(component.name, list(table))
+        raise UserError(f"{where}.name: unknown '{component.name}'{guess}; there are {', '.join(table)}")
+    made = table[component.name]
+    known = [name for name in inspect.signature(made).parameters if name not in GIVEN or name == "widths"]
+    for name in component.arguments:
+        if name not in known:
+            raise UserError(f"{where}.{name}: {component.name} has no such argument{nearest_of(name, known)}")
+    return partial(made, **component.arguments)
+
+
+def check_components(config: RunConfig) -> None:
+    """Raise UserError for an unknown part or argument, before anything is started."""
+    for table, component, where in (
+        (BACKBONES, config.model.backbone, "model.backbone"),
+        (HEADS, config.model.head, "model.head"),
+        (LOSSES, config.objective.loss, "objective.loss"),
+        (MINERS, config.objective.miner, "objective.miner"),
+    ):
+        entry(table, component, where)
+
+
+def transform(config: RunConfig) -> AugmentConfig:
+    """Return the training augmentation and evaluation transform."""
+    data = config.data
+    return AugmentConfig(
+        size=data.image_size,
+        resize=data.resize,
+        channels=data.channels,
+        mean=data.mean,
+        std=data.std,
+        **data.augment.model_dump(),
+    )
+
+
+def batch_rule(config: RunConfig) -> BatchRule:
+    """Return how batches are drawn."""
+    train = config.train
+    return BatchRule(
+        train.batch_size, train.samples_per_class, train.steps_per_epoch, train.temperature, train.schedule
+    )
+
+
+def open_splits(config: RunConfig) -> tuple[ShardFolder, SplitReader, SplitReader, SplitReader | None]:
+    """Return the shard folder and its train, validation and (if there is one) test split.
+
+    Raises:
+        UserError: no shards there, an empty split, or a split with one class only.
+    """
+    path = Path(config.data.shards)
+    if not path.exists():
+        raise UserError(f"there are no shards at {path}: build them with 'subspace shards build SOURCE {path}'")
+    folder = open_shards(path, verify=config.data.verify)
+    train, validation = folder.split("train"), folder.split("validation")
+    for split in (train, validation):
+        if len(set(split.labels.tolist())) < 2:
+            raise UserError(f"the {split.name} split of {path} has one class only; metric learning needs at least two")
+    test = folder.split("test") if folder.manifest.counts.get("test") else None
+    return folder, train, validation, test
+
+
+def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingModel:
+    """Return the network with its start weights."""
+    settings = config.model
+    backbone = entry(BACKBONES, settings.backbone, "model.backbone")(
+        in_channels=config.data.channels, seed=config.seed, sync_norm=distributed.SynchronisedBatchNorm2d
+    )
+    head = entry(HEADS, settings.head, "model.head")(
+        backbone.channels[-1],
+        settings.num_dims,
+        seed=config.seed,
+        widths=SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
+    )
+    if settings.weights != "random":
+        load_weights(backbone, Path(settings.weights))
+    network = EmbeddingModel(backbone, head).to(device)
+    return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a file with torchvision key names into the backbone; nothing in it is executed.
+
+    Raises:
+        UserError: no such file, not a file of weights, or of another architecture.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights: there is no file {path}; give a path, or 'random' to start from random weights")
+    if not hasattr(backbone, "load_torchvision"):
+        raise UserError(f"model.weights: {type(backbone).__name__} takes no weights file; only 'random'")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise a dozen types for a damaged or foreign file
+        raise UserError(f"model.weights: {path} holds no readable weights ({type(error).__name__})") from None
+    backbone.load_torchvision(state)
+    log.info("weights %s sha256 %s", path, sha256_of(path))
+
+
+def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> DDPEngine:
+    """Return the engine that trains `network` on this rank."""
+    train, optim = config.train, config.optim
+    pieces = train.logical_shards // world_size if config.deterministic else train.accumulate
+    make = OPTIMISERS[optim.name]
+    return DDPEngine(
+        network,
+        lambda net: make(parameter_groups(net, optim.lr, optim.embedding_lr), optim.weight_decay),
+        pieces=pieces,
+        cached=train.accumulate > 1,
+        deterministic=config.deterministic,
+        precision=train.precision,
+        clip_norm=optim.clip_norm,
+    )
+
+
+def check_world_size(config: RunConfig, world_size: int) -> None:
+    """Raise UserError when the global batch cannot be spread evenly."""
+    train = config.train
+    parts = world_size * (1 if config.deterministic else train.accumulate)
+    if train.batch_size % parts:
+        raise UserError(f"train.batch_size {train.batch_size} is not divisible by {parts} (ranks times train.accumulate)")
+    if config.deterministic and train.logical_shards % world_size:
+        raise UserError(f"train.logical_shards {train.logical_shards} is not divisible by {world_size} ranks")
+    if config.deterministic and config.model.backbone.arguments.get("norm") in ("batch", "sync"):
+        raise UserError("deterministic runs need model.backbone.norm 'frozen' or 'group': batch statistics depend on ranks")
+    if config.cluster.backend == "local" and world_size > 1:
+        raise UserError("cluster.backend=local serves one rank; use cluster.backend=ray for more")
+
+
+def objective(config: RunConfig) -> SubspaceObjective:
+    """Return what a step optimises."""
+    return SubspaceObjective(
+        entry(LOSSES, config.objective.loss, "objective.loss"),
+        entry(MINERS, config.objective.miner, "objective.miner"),
+        config.seed,
+    )
+
+
+def fresh_state(config: RunConfig, device: torch.device | str = "cpu") -> RunState:
+    """Return the state before the first step."""
+    settings = config.model
+    partition = SubspacePartition.equal(settings.num_dims, settings.num_subspaces)
+    return RunState(partition, TaylorSaliency(settings.num_dims, config.growth.score, device))
+
+
+def growth_policy(config: RunConfig) -> Any:
+    """Return the growth rule."""
+    settings = config.growth
+    if not settings.enabled:
+        return NoGrowth()
+    names = ("patience", "min_delta", "min_tail", "min_selected", "select", "threshold", "fraction", "max_subspaces")
+    return PlateauGrowth(**{name: getattr(settings, name) for name in names})
+
+
+def plan_config(config: RunConfig) -> PlanConfig:
+    """Return when to recluster and when to fine-tune the whole embedding."""
+    return PlanConfig(
+        num_epochs=config.train.epochs,
+        finetune_epoch=config.train.finetune_epoch,
+        recluster_every=config.cluster.recluster_every,
+        after_growth="at_once" if config.cluster.recluster_after_growth else "published",
+    )
+
+
+def controller_config(config: RunConfig) -> ControllerConfig:
+    """Return what the controller needs to plan and decide; it watches the one number that rank 0 reports."""
+    widths = fresh_state(config).partition.widths
+    return ControllerConfig(plan_config(config), widths, growth_policy(config), config.seed, metric="score")
+
+
+def embed_options(config: RunConfig) -> EmbedOptions:
+    """Return how splits are embedded for clustering and evaluation."""
+    settings = config.evaluate
+    return EmbedOptions(transform(config), settings.batch_size, settings.precision, config.data.num_workers)
+
+
+def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
+    """Return the numbers of the loop."""
+    return LoopOptions(
+        seed=config.seed,
+        epochs=config.train.epochs,
+        rate_schedule=config.optim.schedule,
+        warmup_epochs=config.optim.warmup_epochs,
+        cluster_features=config.cluster.features,
+        min_cluster_size=config.cluster.min_size or config.train.batch_size,
+        min_cluster_classes=config.cluster.min_classes,
+        evaluate_every=config.evaluate.every,
+        nmi_seeds=config.evaluate.nmi_seeds_while_training,
+        exclude_groups=config.evaluate.exclude_groups,
+        monitor=config.growth.monitor,
+        checkpoint_every_steps=config.checkpoint.every_steps,
+        on_nonfinite=config.train.on_nonfinite,
+        stop_after_step=stop_after_step,
+    )

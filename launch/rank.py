@@ -1,0 +1,241 @@
+"""One rank of a run: build the parts from RUN/config.yaml, go on from the newest checkpoint, train, and finish the run.
+
+Started by `subspace train` (through torch.distributed.run) or by anybody's torchrun.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_shards.errors import UserError
+from data_shards.reader import SplitReader
+from launch import build, services
+from launch.config import RunConfig, load_config
+from launch.record import RunRecorder, SilentRecorder
+from launch.status import read_status, write_status
+from trainer import distributed, evaluate
+from trainer.checkpoint import CheckpointStore, write_text
+from trainer.export import export
+from trainer.loop import Loop
+from trainer.model import EmbeddingModel, count_parameters
+from trainer.state import RunState
+from trainer.subspaces.partition import SubspacePartition
+
+log = logging.getLogger(__name__)
+_stop = False
+
+
+def main(run: Path, stop_after_step: int | None = None) -> int:
+    """Run this rank; return its exit code. What became of the run is in status.json, which has the last word."""
+    _die_with_parent()
+    _listen()
+    config = load_config(run / "config.yaml")
+    prepare_process(config)
+    rank = int(os.environ.get("RANK", "0"))
+    set_up_logging(run, rank)
+    if _failed_for_good(run):
+        return 0
+    try:
+        return _train(config, run, stop_after_step)
+    except Exception as error:
+        return _failed(run, rank, error)
+    finally:
+        distributed.shut_down()
+
+
+def _train(config: RunConfig, run: Path, stop_after_step: int | None) -> int:
+    with distributed.stage("start-up"):
+        distributed.initialise(config.launch.timeout_s)
+    build.check_world_size(config, distributed.world_size())
+    attempt = _next_attempt(run)
+    client = services.connect(config, run, attempt)
+    recorder: SilentRecorder = SilentRecorder()
+    try:
+        loop, recorder = _loop(config, run, attempt, client, stop_after_step)
+        outcome = loop.run()
+        if outcome == "completed":
+            finish(config, run, loop)
+        recorder.event(outcome, loop.state)
+        recorder.status(outcome, loop.state, exit_code=0 if outcome == "completed" else 75)
+        with distributed.stage("end of the run"):
+            distributed.barrier()
+    finally:
+        recorder.close()
+        client.close()
+    return 0
+
+
+def _loop(
+    config: RunConfig, run: Path, attempt: int, client: Any, stop_after_step: int | None
+) -> tuple[Loop, SilentRecorder]:
+    device = distributed.device()
+    _, train, validation, _ = build.open_splits(config)
+    network = build.model(config, device)
+    engine = build.engine(config, network, distributed.world_size())
+    store = CheckpointStore(run / "checkpoints", config.checkpoint.keep)
+    state = build.fresh_state(config, device)
+    newest = store.newest()
+    if newest is not None:
+        engine.load_tensors(newest.tensors)
+        state = RunState.from_checkpoint(newest, state.saliency)
+        if distributed.rank() == 0:
+            client.restore(newest.state["controller"])
+    recorder: SilentRecorder = SilentRecorder()
+    if distributed.rank() == 0:
+        recorder = RunRecorder(run, attempt, distributed.world_size(), state.step, config.launch.tensorboard)
+        if config.model.weights == "random" and newest is None:
+            log.warning("starting from RANDOM weights; model.weights=PATH takes a file with torchvision key names")
+        log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{count_parameters(network):,}", device)
+    recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
+    loop = Loop(
+        build.loop_options(config, stop_after_step),
+        engine,
+        build.objective(config),
+        state,
+        train,
+        validation,
+        build.embed_options(config),
+        build.batch_rule(config),
+        client,
+        store,
+        recorder,
+        attempt,
+        config.data.num_workers,
+        should_stop=lambda: _stop,
+    )
+    return loop, recorder
+
+
+def finish(config: RunConfig, run: Path, loop: Loop) -> None:
+    """Score the best weights on validation and test (read here for the first and only time), export, report."""
+    loop.recorder.phase("final scores")
+    best = loop.store.best()
+    loop.engine.load_tensors(best.tensors)
+    partition = RunState.from_checkpoint(best, loop.state.saliency).partition
+    network = loop.engine.model
+    folder, _, validation, test = build.open_splits(config)
+    found = {}
+    for split in (validation, test):
+        if split is not None:
+            found[split.name] = evaluate_split(config, run, network, partition, split)
+    if distributed.rank() == 0:
+        facts = {
+            "name": config.name,
+            "backbone": config.model.backbone.name,
+            "weights": config.model.weights,
+            "data": f"{folder.manifest.name} ({folder.manifest.source})",
+            "channels": config.data.channels,
+            "size": config.data.image_size,
+            "mean": list(config.data.mean),
+            "std": list(config.data.std),
+            "monitor": config.growth.monitor,
+            "epoch": best.state["best"]["epoch"],
+        }
+        export(run / "exported", network, partition, facts, found)
+
+
+def evaluate_split(
+    config: RunConfig, run: Path, network: EmbeddingModel, partition: SubspacePartition, split: SplitReader
+) -> dict[str, Any]:
+    """Score a split and write evaluation/{split}.json and .safetensors; only rank 0 writes and gets the scores."""
+    embedded = evaluate.embed_split(network, split, partition, build.embed_options(config), maps=True)
+    if distributed.rank() != 0:
+        return {}
+    settings = config.evaluate
+    vectors = embedded["vectors"]
+    found = evaluate.scores(vectors, split, partition, settings.nmi_seeds, settings.exclude_groups, per_subspace=True)
+    found.update(class_names=list(split.classes), widths=list(partition.widths))
+    target = run / "evaluation"
+    target.mkdir(exist_ok=True)
+    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude_groups)
+    write_text(target / f"{split.name}.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+# -- the process
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Set threads and determinism."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // ranks_here)
+    torch.set_num_threads(1 if config.deterministic else threads)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def set_up_logging(run: Path, rank: int) -> None:
+    """Log to RUN/train.log (rank 0, also the terminal) or RUN/logs/rank_00001.log."""
+    path = run / "train.log" if rank == 0 else run / "logs" / f"rank_{rank:05d}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, force=True, datefmt="%H:%M:%S", format="%(asctime)s %(message)s"
+    )
+    for noisy in ("torch", "ray", "matplotlib", "numba"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _next_attempt(run: Path) -> int:
+    """Return the number of this incarnation, the same on every rank."""
+    attempt = 0
+    if distributed.rank() == 0:
+        attempt = int(_status(run).get("attempt") or 0) + 1
+        write_status(run, state="running", attempt=attempt, world_size=distributed.world_size())
+    return int(distributed.broadcast_json(attempt))
+
+
+def _status(run: Path) -> dict[str, Any]:
+    return read_status(run) if (run / "status.json").exists() else {}
+
+
+def _failed_for_good(run: Path) -> bool:
+    """Return whether an attempt since the launch failed for a reason that a restart cannot mend."""
+    status = _status(run)
+    first = int(os.environ.get("SUBSPACE_FIRST_ATTEMPT", "1"))
+    return status.get("state") == "failed" and int(status.get("attempt") or 0) >= first
+
+
+def _failed(run: Path, rank: int, error: Exception) -> int:
+    """Record a failure. Exit code 0 keeps the agent from starting again what would fail again."""
+    code = getattr(error, "exit_code", 70)
+    final = isinstance(error, UserError) or code == 4
+    log.error("%s", error if final else "".join(traceback.format_exception(error)))
+    if final:
+        write_status(run, state="failed", exit_code=code, reason=str(error))
+    elif rank == 0:
+        write_status(run, reason=f"{type(error).__name__}: {error}", exit_code=code)
+    return 0 if final else 1
+
+
+def _listen() -> None:
+    """Take TERM, USR1 and USR2 as a wish to save and stop at the next step boundary."""
+
+    def ask(number: int, frame: Any) -> None:
+        global _stop
+        _stop = True
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, ask)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the agent dies: an orphan must not go on training (Linux only)."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

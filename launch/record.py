@@ -1,0 +1,170 @@
+"""What a run writes while it trains: metrics.jsonl, events.jsonl, status.json, TensorBoard, and a progress display.
+
+JSON lines are the truth; the rest is a view. Only rank 0 gets a `RunRecorder`, the others a `SilentRecorder`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from launch.status import write_status
+from trainer.checkpoint import write_text
+from trainer.state import RunState
+
+LINE_EVERY_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class SilentRecorder:
+    """The recorder of every rank but the first."""
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def event(self, event: str, state: RunState, **details: Any) -> None:
+        """Nothing."""
+
+    def status(self, status: str, state: RunState, **details: Any) -> None:
+        """Nothing."""
+
+    def phase(self, text: str, total: int | None = None) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step`, and a torn last one: a resumed run writes those steps again."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            if json.loads(text)["step"] <= step:
+                kept.append(text)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(path, "".join(text + "\n" for text in kept))
+
+
+class RunRecorder(SilentRecorder):
+    """Writes to a run folder; `resume_step` is the step of the checkpoint that the run goes on from."""
+
+    def __init__(self, run: Path, attempt: int, world_size: int, resume_step: int, tensorboard: bool) -> None:
+        self.run, self.attempt, self.world_size = run, attempt, world_size
+        keep_lines_up_to(run / "metrics.jsonl", resume_step)
+        self.metrics = (run / "metrics.jsonl").open("a", buffering=1)
+        self.events = (run / "events.jsonl").open("a", buffering=1)
+        self.writer = self._tensorboard(resume_step) if tensorboard else None
+        self.display = _Display()
+
+    def _tensorboard(self, resume_step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run), purge_step=resume_step + 1)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Write one line of a training step."""
+        self.metrics.write(json.dumps(line) + "\n")
+        self.display.advance(f"loss {line['loss']:.4f}  {line['images_per_s']:.0f} images/s")
+        if self.writer is not None and line["step"] % 10 == 0:
+            for name in ("loss", "lr", "images_per_s"):
+                self.writer.add_scalar(f"train/{name}", line[name], line["step"])
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """Write one line of an epoch with its validation scores."""
+        self.metrics.write(json.dumps(line) + "\n")
+        scores = line.get("validation")
+        text = f"epoch {line['epoch']:>3}  loss {line['train']['loss']:.4f}"
+        if scores:
+            text += f"  nmi {scores['nmi']['mean']:.3f}  recall@1 {scores['recall']['1']:.3f}"
+            text += f"  macro recall@1 {scores['macro_recall_at_1']:.3f}  map@r {scores['map_at_r']:.3f}"
+        self.display.say(text)
+        if self.writer is not None and scores:
+            flat = {"nmi": scores["nmi"]["mean"], "recall_at_1": scores["recall"]["1"], "map_at_r": scores["map_at_r"]}
+            for name, value in {**flat, "macro_recall_at_1": scores["macro_recall_at_1"]}.items():
+                self.writer.add_scalar(f"validation/{name}", value, line["step"])
+
+    def event(self, event: str, state: RunState, **details: Any) -> None:
+        """Append one event."""
+        line = {"time": time.time(), "event": event, "epoch": state.epoch, "step": state.step, "attempt": self.attempt}
+        self.events.write(json.dumps({**line, **details}) + "\n")
+        if event == "growth":
+            self.display.say(f"growth: {details['num_subspaces']} subspaces of widths {details['widths']}")
+        elif event == "recluster":
+            self.display.say(f"recluster: {details['counts']} samples, {details['iterations']} iterations")
+
+    def status(self, status: str, state: RunState, **details: Any) -> None:
+        """Replace status.json."""
+        write_status(
+            self.run,
+            state=status,
+            epoch=state.epoch,
+            step=state.step,
+            num_subspaces=state.partition.num_subspaces,
+            world_size=self.world_size,
+            attempt=self.attempt,
+            **{"exit_code": None, "reason": None, **details},
+        )
+
+    def phase(self, text: str, total: int | None = None) -> None:
+        """Name what is going on; `total` steps are expected."""
+        self.display.phase(text, total)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.display.close()
+        self.metrics.close()
+        self.events.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+class _Display:
+    """A bar on a terminal; elsewhere a log line every half minute, so that batch logs stay readable."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.last_line = time.monotonic()
+        self.text, self.done, self.total = "", 0, None  # type: str, int, int | None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=None, note="")
+
+    def phase(self, text: str, total: int | None) -> None:
+        self.text, self.done, self.total = text, 0, total
+        if self.bar is not None:
+            self.bar.reset(self.task, description=text, total=total, note="")
+
+    def advance(self, note: str) -> None:
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update(self.task, advance=1, note=note)
+        elif time.monotonic() - self.last_line > LINE_EVERY_S:
+            self.last_line = time.monotonic()
+            log.info("%s  step %d/%s  %s", self.text, self.done, self.total, note)
+
+    def say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False)
+        else:
+            log.info("%s", text)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

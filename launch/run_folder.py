@@ -1,0 +1,105 @@
+"""A run folder: how it is taken, what is written first, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from data_shards.errors import UserError
+from launch.config import RunConfig, dump_config, load_config
+from trainer.checkpoint import CheckpointStore, write_text
+
+Resume = Literal["auto", "never", "must"]
+# What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.
+FREE_SECTIONS = ("launch", "ray")
+LEAST_FREE_BYTES = 64 << 20
+
+
+def take(run: Path, config: RunConfig, resume: Resume) -> bool:
+    """Take a folder for a run, new or to go on with; return whether there is something to go on from.
+
+    Raises:
+        UserError: the folder is used and resume is "never", nothing is there and it is "must", the configuration is
+            another one, or the disk is full. Nothing that existed is changed then.
+    """
+    used = (run / "config.yaml").exists()
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; give a folder for the run")
+    if used and resume == "never":
+        raise UserError(f"run folder {run} is already used: choose another --run-dir, or go on with --resume auto")
+    if resume == "must" and not CheckpointStore(run / "checkpoints").complete():
+        raise UserError(f"--resume must: {run} holds no complete checkpoint to go on from")
+    if used:
+        _check_same(run, config)
+    _check_space(run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "logs").mkdir(exist_ok=True)
+    write_text(run / "config.yaml", dump_config(config))
+    write_text(run / "env.json", json.dumps(environment(), indent=1) + "\n")
+    return used
+
+
+def _check_same(run: Path, config: RunConfig) -> None:
+    stored = load_config(run / "config.yaml").model_dump(mode="json")
+    given = config.model_dump(mode="json")
+    changed = [
+        name
+        for name in _leaves(stored, given)
+        if name.split(".")[0] not in FREE_SECTIONS and _at(stored, name) != _at(given, name)
+    ]
+    if changed:
+        raise UserError(
+            f"{run} was made with another configuration: {changed[0]} was {_at(stored, changed[0])!r}, now"
+            f" {_at(given, changed[0])!r}; use another --run-dir, or the stored {run / 'config.yaml'}"
+        )
+
+
+def _leaves(*trees: dict[str, Any]) -> list[str]:
+    names: list[str] = []
+    for tree in trees:
+        for name, value in tree.items():
+            below = _leaves(value) if isinstance(value, dict) else []
+            names.extend([f"{name}.{rest}" for rest in below] or [name])
+    return list(dict.fromkeys(names))
+
+
+def _at(tree: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _check_space(run: Path) -> None:
+    parent = run
+    while not parent.exists():
+        parent = parent.parent
+    if shutil.disk_usage(parent).free < LEAST_FREE_BYTES:
+        raise UserError(f"the disk of {run} has less than {LEAST_FREE_BYTES >> 20} MiB free: make room first")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{parent} cannot be written to: choose another --run-dir")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to reproduce the run: versions, machine, command."""
+    names = ("torch", "numpy", "ray", "faiss-cpu", "faiss-gpu", "pyarrow", "scikit-learn", "pytorch-metric-learning")
+    return {
+        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n))}},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,133 @@
+"""Embed a split on all ranks and score it on rank 0.
+
+Rows are embedded in fixed canonical blocks, whole blocks per rank, so that no value depends on the number of ranks.
+
+Legend: S samples, D embedding width, F feature width, h and w pixels of the attention map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save_file
+
+from data_shards.loader import embed_loader
+from data_shards.reader import SplitReader
+from data_shards.samplers import blocks, shares
+from trainer import distributed
+from trainer.heads.embedded import Embedded
+from trainer.metrics.clustering import clustering_scores
+from trainer.metrics.neighbours import neighbours
+from trainer.metrics.retrieval import retrieval_scores
+from trainer.model import EmbeddingModel
+from trainer.subspaces.partition import SubspacePartition
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How a split is embedded: evaluation transforms, batch size, precision, loader workers."""
+
+    transform: Any
+    batch_size: int = 64
+    precision: str = "fp32"
+    num_workers: int = 0
+
+
+@torch.no_grad()
+def embed_blocks(
+    model: EmbeddingModel, reader: SplitReader, options: EmbedOptions
+) -> Iterator[tuple[Array, Embedded]]:
+    """Yield (row numbers, embedding) of this rank's share of a split, in evaluation mode."""
+    canonical = blocks(len(reader), options.batch_size)
+    own = [canonical[i] for i in shares(len(canonical), distributed.rank(), distributed.world_size())]
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    try:
+        loader = embed_loader(reader, own, options.transform, options.num_workers, parameter.device)
+        for rows, images in loader:
+            images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(parameter.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                yield rows, model(images)
+    finally:
+        model.train(was_training)
+
+
+def embed_split(
+    model: EmbeddingModel, reader: SplitReader, partition: SubspacePartition, options: EmbedOptions, maps: bool = False
+) -> dict[str, Array]:
+    """Return, on every rank, {"vectors": (S, D) unit float32} in row order, and "maps" (S, h, w) float16 on request."""
+    vectors, gates = [], []
+    for _, embedded in embed_blocks(model, reader, options):
+        vectors.append(partition.normalize(embedded.vectors.float()))
+        if maps and embedded.maps is not None:
+            gates.append(embedded.maps[:, 0].half())
+    width = partition.num_dims
+    device = next(model.parameters()).device
+    with distributed.stage("gather of the embedded split"):
+        local = torch.cat(vectors) if vectors else torch.zeros(0, width, device=device)
+        whole = {"vectors": distributed.gather_uneven_rows(local).cpu().numpy()}
+        shape = distributed.broadcast_json(list(gates[0].shape[1:]) if gates else [])
+        if shape:
+            local = torch.cat(gates) if gates else torch.zeros(0, *shape, dtype=torch.float16, device=device)
+            whole["maps"] = distributed.gather_uneven_rows(local).cpu().numpy()
+    return whole
+
+
+def scores(
+    vectors: Array,
+    reader: SplitReader,
+    partition: SubspacePartition,
+    nmi_seeds: int,
+    exclude_groups: bool = False,
+    per_subspace: bool = False,
+) -> dict[str, Any]:
+    """Return the scores of design section 6 for (S, D) vectors of a split."""
+    labels = np.asarray(reader.labels)
+    groups = np.asarray(reader.groups) if exclude_groups else None
+    found = {
+        "split": reader.name,
+        "num_samples": len(labels),
+        "num_classes": len(np.unique(labels)),
+        **clustering_scores(vectors, labels, seeds=nmi_seeds),
+        **retrieval_scores(vectors, labels, groups=groups),
+    }
+    if per_subspace:
+        found["per_subspace"] = [
+            {"subspace": k, "width": partition.widths[k], **_short(vectors[:, columns], labels, groups)}
+            for k, columns in enumerate(partition.slices)
+        ]
+    return found
+
+
+def _short(vectors: Array, labels: Array, groups: Array | None) -> dict[str, Any]:
+    found = retrieval_scores(np.ascontiguousarray(vectors), labels, groups=groups)
+    return {"recall_at_1": found["recall"]["1"], "map_at_r": found["map_at_r"]}
+
+
+def monitored(found: dict[str, Any], name: str) -> float:
+    """Return one number of the scores by its configuration name ("nmi", "recall_at_1", ...)."""
+    if name in ("nmi", "ami"):
+        return float(found[name]["mean"])
+    return float(found["recall"]["1"]) if name == "recall_at_1" else float(found[name])
+
+
+def write_arrays(path: Any, embedded: dict[str, Array], reader: SplitReader, exclude_groups: bool = False) -> None:
+    """Write vectors, maps, labels and the ten nearest neighbours of a split as safetensors, for report and retrieval."""
+    groups = np.asarray(reader.groups) if exclude_groups else None
+    found, distances = neighbours(embedded["vectors"], min(10, len(reader) - 1), groups=groups)
+    arrays = {
+        **embedded,
+        "sample_ids": np.asarray(reader.sample_ids, dtype=np.int64),
+        "labels": np.asarray(reader.labels, dtype=np.int64),
+        "neighbours": np.asarray(found, dtype=np.int64),
+        "neighbour_distances": np.asarray(distances, dtype=np.float32),
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)

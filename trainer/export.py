@@ -1,0 +1,90 @@
+"""A trained embedding for use elsewhere: safetensors with torchvision key names where they exist, and a model card.
+
+    exported/{model.safetensors, config.json, README.md}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from trainer.model import EmbeddingModel, count_parameters
+from trainer.subspaces.partition import SubspacePartition
+
+CARD = """---
+library_name: subspace-trainer
+tags: [image-embeddings, metric-learning, medical-imaging]
+---
+
+# {name}
+
+Image embedding of {num_dims} dimensions in {num_subspaces} subspaces of widths {widths}, trained with Subspace.
+
+| | |
+|---|---|
+| network | {backbone}, {num_parameters:,} trainable parameters |
+| start weights | {weights} |
+| training data | {data} |
+| input | {channels} x {size} x {size}, mean {mean}, std {std} |
+| chosen by | validation {monitor} at epoch {epoch} |
+
+## Use
+
+```python
+from safetensors.torch import load_file
+state = load_file("model.safetensors")   # backbone.* and head.*; cut and normalise as config.json says
+```
+
+Every block of the vector is brought to unit length and the whole divided by the square root of the number of blocks, so
+that the inner product of two vectors is the mean cosine of their blocks.
+
+## Scores
+
+{scores}
+
+## Limits
+
+Research software, not a medical device. Neighbours and attention maps show what the network found similar in the data it
+was trained on; they are no diagnosis. Check for shifts of scanner, site and population before relying on distances.
+"""
+
+
+def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Return the scores of each split as a Markdown table."""
+    lines = ["| split | images | classes | NMI | AMI | recall@1 | macro recall@1 | MAP@R |", "|---|---|---|---|---|---|---|---|"]
+    for split, found in evaluations.items():
+        numbers = (
+            found["nmi"]["mean"],
+            found["ami"]["mean"],
+            found["recall"]["1"],
+            found["macro_recall_at_1"],
+            found["map_at_r"],
+        )
+        cells = " | ".join(f"{number:.4f}" for number in numbers)
+        lines.append(f"| {split} | {found['num_samples']} | {found['num_classes']} | {cells} |")
+    return "\n".join(lines)
+
+
+def export(
+    folder: Path,
+    model: EmbeddingModel,
+    partition: SubspacePartition,
+    facts: dict[str, Any],
+    evaluations: dict[str, dict[str, Any]],
+) -> None:
+    """Write the export folder; `facts` are the fields of the card and of config.json that the run knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt", "widths": json.dumps(partition.widths)})
+    content = {**facts, "num_dims": partition.num_dims, "widths": list(partition.widths)}
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+    card = CARD.format(
+        **content,
+        num_subspaces=partition.num_subspaces,
+        num_parameters=count_parameters(model),
+        scores=scores_table(evaluations),
+    )
+    (folder / "README.md").write_text(card)

@@ -1,0 +1,317 @@
+"""The training loop: one rank's walk through the epochs.
+
+    plan -> recluster -> train one subspace per step -> evaluate -> report -> grow -> checkpoint
+
+The controller plans and decides, every rank applies; all that is random is keyed, so a rank that starts again from a
+checkpoint walks the same way. Rank 0 alone talks to the controller, writes files and keeps scores.
+
+Legend: B global batch, n rows of this rank, D embedding width, K subspaces, S training samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cluster.assignment import Assignment, RepairRule, from_clusters
+from cluster.growth import Growth
+from cluster.local import ClusterClient
+from cluster.plan import EpochPlan
+from data_shards import order
+from data_shards.loader import Batch, train_loader
+from data_shards.reader import SplitReader
+from trainer import distributed, evaluate
+from trainer.checkpoint import CheckpointStore
+from trainer.engines.ddp import DDPEngine
+from trainer.heads.dropout import dropout_keep
+from trainer.objectives.subspace import SubspaceObjective
+from trainer.optim import rate_factor, set_rates
+from trainer.state import RunState
+
+
+class NonFinite(RuntimeError):
+    """A loss or a gradient is NaN or infinite; names the step and the samples. Exit code 4."""
+
+    exit_code = 4
+
+
+class Recorder(Protocol):
+    """What the loop tells the outside; only rank 0's does anything."""
+
+    def step(self, line: dict[str, Any]) -> None: ...
+    def epoch(self, line: dict[str, Any]) -> None: ...
+    def event(self, event: str, state: RunState, **details: Any) -> None: ...
+    def status(self, status: str, state: RunState, **details: Any) -> None: ...
+    def phase(self, text: str, total: int | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """The numbers of the loop; the names are those of the configuration."""
+
+    seed: int
+    epochs: int
+    rate_schedule: str
+    warmup_epochs: float
+    cluster_features: str
+    min_cluster_size: int
+    min_cluster_classes: int
+    evaluate_every: int
+    nmi_seeds: int
+    exclude_groups: bool
+    monitor: str
+    checkpoint_every_steps: int | None
+    on_nonfinite: str
+    stop_after_step: int | None = None
+
+
+class Loop:
+    """Train until the last epoch, or until asked to stop at a step boundary.
+
+    Args:
+        cluster: a cluster client (cluster/local.py or cluster/actors.py) connected for this rank.
+        rule: how batches are drawn.
+        transform: augmentation and evaluation transforms of the data (data_shards.augment.AugmentConfig).
+        should_stop: asked at every step boundary; any rank's yes stops all ranks together.
+    """
+
+    def __init__(
+        self,
+        options: LoopOptions,
+        engine: DDPEngine,
+        objective: SubspaceObjective,
+        state: RunState,
+        train: SplitReader,
+        validation: SplitReader,
+        embed_options: evaluate.EmbedOptions,
+        rule: order.BatchRule,
+        cluster: ClusterClient,
+        store: CheckpointStore,
+        recorder: Recorder,
+        attempt: int,
+        num_workers: int = 0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.options, self.engine, self.objective, self.state = options, engine, objective, state
+        self.train_split, self.validation, self.embed_options, self.rule = train, validation, embed_options, rule
+        self.cluster, self.store, self.recorder, self.attempt = cluster, store, recorder, attempt
+        self.num_workers, self.should_stop = num_workers, should_stop
+        self.leader = distributed.rank() == 0
+
+    def run(self) -> str:
+        """Return "completed", or "preempted" when stopped with everything saved."""
+        self.recorder.status("running", self.state)
+        if self.state.step == 0:
+            self._save()
+        while self.state.epoch < self.options.epochs:
+            if self.state.step_in_epoch == 0:
+                self._start_epoch()
+            if not self._train_epoch():
+                self._save()
+                return "preempted"
+            self._end_epoch()
+        return "completed"
+
+    # -- start of an epoch
+
+    def _start_epoch(self) -> None:
+        state = self.state
+        plan = self._plan()
+        state.phase, state.loss_sum = plan.phase, 0.0
+        state.saliency.reset()
+        if plan.phase == "full":
+            state.assignment = None
+        elif plan.recluster:
+            self._recluster(plan)
+
+    def _plan(self) -> EpochPlan:
+        plan = self.cluster.plan(self.state.epoch).to_json() if self.leader else None
+        plan = EpochPlan.from_json(distributed.broadcast_json(plan))
+        assert plan.widths == self.state.partition.widths, "the controller plans another partition than the ranks train"
+        return plan
+
+    def _recluster(self, plan: EpochPlan) -> None:
+        self.recorder.phase("clustering", len(self.train_split))
+        before, began = self.state.assignment, time.monotonic()
+        version = self.state.epoch  # one recluster per epoch at most, so its number is a version that never repeats
+        result = self.cluster.recluster(version, plan.num_subspaces, self.options.seed, self._features())
+        rule = RepairRule(self.options.min_cluster_size, self.options.min_cluster_classes)
+        labels = self.train_split.labels
+        self.state.assignment = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
+        self._record_recluster(before, result, time.monotonic() - began)
+
+    def _record_recluster(self, before: Assignment | None, result: Any, seconds: float) -> None:
+        now = self.state.assignment
+        assert now is not None
+        stability = None if before is None else now.nmi_to(before)
+        self.recorder.event(
+            "recluster",
+            self.state,
+            version=now.version,
+            num_subspaces=now.num_subspaces,
+            counts=now.counts.tolist(),
+            nmi_to_previous=stability,
+            iterations=int(result.iterations),
+            seconds=round(seconds, 3),
+        )
+
+    def _features(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows, embedded in evaluate.embed_blocks(self.engine.model, self.train_split, self.embed_options):
+            if self.options.cluster_features == "embedding":
+                features = self.state.partition.normalize(embedded.vectors.float())
+            else:
+                features = embedded.features.float()
+            yield rows, features.cpu().numpy()
+
+    # -- the steps of an epoch
+
+    def _train_epoch(self) -> bool:
+        """Train what is left of the epoch; False when stopped before its end."""
+        state = self.state
+        labels = None if state.assignment is None else state.assignment.labels
+        num_subspaces = 1 if state.assignment is None else state.partition.num_subspaces
+        batches = order.batches(
+            self.options.seed, state.epoch, labels, self.train_split.labels, num_subspaces, self.rule
+        )
+        self.recorder.phase(f"epoch {state.epoch}", len(batches))
+        share = self.rule.batch_size // distributed.world_size()
+        position = (distributed.rank() * share, (distributed.rank() + 1) * share)
+        loader = train_loader(
+            self.train_split,
+            batches,
+            self.embed_options.transform,
+            self.options.seed,
+            state.epoch,
+            position=position,
+            num_workers=self.num_workers,
+            start_step=state.step_in_epoch,
+            device=self.engine.device,
+        )
+        self.engine.model.train()
+        began = time.monotonic()
+        for batch, (_, rows) in zip(loader, batches[state.step_in_epoch :], strict=True):
+            self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
+            began = time.monotonic()
+            last = state.step_in_epoch == len(batches)
+            every = self.options.checkpoint_every_steps
+            if every and state.step % every == 0 and not last:
+                self._save()
+            if not last and self._stop_here():
+                return False
+        return True
+
+    def _stop_here(self) -> bool:
+        limit = self.options.stop_after_step
+        return distributed.any_rank(self.should_stop() or (limit is not None and self.state.step >= limit))
+
+    def _step(self, batch: Batch, rows: np.ndarray, progress: float, began: float) -> None:
+        state, options = self.state, self.options
+        factor = rate_factor(options.rate_schedule, progress, options.epochs, options.warmup_epochs)
+        rate = set_rates(self.engine.optimiser, factor)
+        device = self.engine.device
+        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        labels = torch.from_numpy(self.train_split.labels[rows].astype(np.int64)).to(device)
+        subspace = batch.subspace if state.phase == "subspace" else None
+        vectors = self.engine.embed(images, self._dropout(batch))
+        for update in self.objective.updates(vectors, labels, state.partition, subspace, state.step):
+            if self.engine.backward(update.loss):
+                self.engine.step()
+                gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
+                state.saliency.update(vectors, gradient)
+            else:
+                self._non_finite(rows)
+            loss = float(update.loss.detach())
+        state.step += 1
+        state.step_in_epoch += 1
+        state.loss_sum += loss
+        speed = len(rows) / max(time.monotonic() - began, 1e-9)
+        line = {"epoch": state.epoch, "step": state.step, "subspace": subspace, "loss": loss, "lr": rate}
+        self.recorder.step({**line, "images_per_s": round(speed, 1), "time": time.time()})
+
+    def _dropout(self, batch: Batch) -> torch.Tensor | None:
+        head = self.engine.model.head
+        if head.dropout == 0:
+            return None
+        ids = batch.sample_ids.numpy()
+        keep = dropout_keep(self.options.seed, self.state.step, ids, head.num_features, head.dropout)
+        return keep.to(self.engine.device, non_blocking=True)
+
+    def _non_finite(self, rows: np.ndarray) -> None:
+        ids = self.train_split.sample_ids[rows].tolist()
+        if self.options.on_nonfinite == "stop":
+            raise NonFinite(
+                f"loss or gradient is not finite at step {self.state.step} (samples {ids[:8]}...); the newest checkpoint is"
+                " from before it; lower optim.lr, or set train.on_nonfinite=skip"
+            )
+        self.state.skipped_steps += 1
+        self.recorder.event("skipped", self.state, sample_ids=ids)
+
+    # -- end of an epoch
+
+    def _end_epoch(self) -> None:
+        state = self.state
+        scores = self._validate()
+        growth = self._report(scores)
+        if growth is not None:
+            self._grow(growth)
+        state.epoch += 1
+        state.step_in_epoch = 0
+        self._save(best=state.best["epoch"] == state.epoch - 1)
+
+    def _validate(self) -> dict[str, Any] | None:
+        state, options = self.state, self.options
+        final = state.epoch + 1 == options.epochs
+        if (state.epoch + 1) % options.evaluate_every and not final:
+            return None
+        self.recorder.phase("validation")
+        vectors = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)["vectors"]
+        found = None
+        if self.leader:
+            found = evaluate.scores(vectors, self.validation, state.partition, options.nmi_seeds, options.exclude_groups)
+        return distributed.broadcast_json(found)
+
+    def _report(self, scores: dict[str, Any] | None) -> Growth | None:
+        state = self.state
+        line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "time": time.time()}
+        line["train"] = {"loss": state.loss_sum / max(state.step_in_epoch, 1)}
+        metrics: dict[str, Any] = {}
+        if scores is not None:
+            line["validation"] = scores
+            monitored = evaluate.monitored(scores, self.options.monitor)
+            metrics = {"score": monitored}
+            if state.best["score"] is None or monitored > state.best["score"]:
+                state.best = {"epoch": state.epoch, "score": monitored}
+        self.recorder.epoch(line)
+        growth = None
+        if self.leader:
+            neurons = state.saliency.scores().tolist()
+            growth = self.cluster.report(state.epoch, metrics, neurons, state.partition.version)
+        told = distributed.broadcast_json(growth.to_json() if growth is not None else None)
+        return None if told is None else Growth.from_json(told)
+
+    def _grow(self, growth: Growth) -> None:
+        self.engine.permute_and_reset(list(growth.permutation), list(growth.reset_rows), growth.seed)
+        self.state.partition = self.state.partition.grow(tuple(growth.widths))
+        self.recorder.event(
+            "growth",
+            self.state,
+            widths=list(growth.widths),
+            num_subspaces=len(growth.widths),
+            decision_id=growth.decision_id,
+            parent=growth.parent,
+        )
+
+    def _save(self, best: bool = False) -> None:
+        if self.leader:
+            checkpoint = self.state.to_checkpoint(self.engine.tensors(), self.cluster.snapshot(), self.attempt)
+            self.store.save(checkpoint, best)
+            self.recorder.event("checkpoint", self.state, best=best)
+            self.recorder.status("running", self.state)
+        with distributed.stage("checkpoint"):
+            distributed.barrier()
+

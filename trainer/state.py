@@ -1,0 +1,77 @@
+"""Where a run is: everything that resume needs besides weights and moments, and its way into a checkpoint and back.
+
+Legend: S samples, D embedding width, K subspaces.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.assignment import Assignment
+from trainer.checkpoint import Checkpoint
+from trainer.subspaces.partition import SubspacePartition
+from trainer.subspaces.saliency import TaylorSaliency
+
+
+@dataclass
+class RunState:
+    """The position in the run, and what the next step depends on.
+
+    `step` counts optimiser steps of the whole run, `step_in_epoch` those of the epoch that is under way.
+    """
+
+    partition: SubspacePartition
+    saliency: TaylorSaliency
+    assignment: Assignment | None = None
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    phase: str = "subspace"
+    loss_sum: float = 0.0
+    skipped_steps: int = 0
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": -1, "score": None})
+
+    def to_checkpoint(self, tensors: dict[str, Tensor], controller: dict[str, Any], attempt: int) -> Checkpoint:
+        """Return the checkpoint of this moment; `tensors` are the engine's."""
+        own = {f"saliency/{name}": value for name, value in self.saliency.state_dict().items()}
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "phase": self.phase,
+            "loss_sum": self.loss_sum,
+            "skipped_steps": self.skipped_steps,
+            "best": self.best,
+            "partition": {"widths": list(self.partition.widths), "version": self.partition.version},
+            "controller": controller,
+            "attempt": attempt,
+            "time": time.time(),
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        }
+        if self.assignment is not None:
+            own["assignment/labels"] = torch.from_numpy(np.array(self.assignment.labels))
+            state["assignment"] = {
+                "version": self.assignment.version,
+                "num_subspaces": self.assignment.num_subspaces,
+                "hash": self.assignment.hash,
+            }
+        return Checkpoint({**tensors, **own}, state)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, saliency: TaylorSaliency) -> RunState:
+        """Return the state that `to_checkpoint` stored."""
+        state = checkpoint.state
+        saliency.load_state_dict({name: checkpoint.tensors[f"saliency/{name}"] for name in ("sums", "count")})
+        assignment = None
+        if "assignment" in state:
+            labels = checkpoint.tensors["assignment/labels"].numpy()
+            assignment = Assignment(labels, state["assignment"]["version"], state["assignment"]["num_subspaces"])
+        names = ("epoch", "step_in_epoch", "step", "phase", "loss_sum", "skipped_steps", "best")
+        partition = SubspacePartition(tuple(state["partition"]["widths"]), state["partition"]["version"])
+        return cls(partition, saliency, assignment, **{name: state[name] for name in names})
