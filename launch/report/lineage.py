@@ -9,7 +9,7 @@ Legend: D embedding width, K subspaces, `start` and `end` in completed epochs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
@@ -82,12 +82,21 @@ def _merged_moments(moments: list[tuple[float, tuple[int, ...]]]) -> list[tuple[
 
 
 def bands(parts: Sequence[tuple[float, tuple[int, ...]]], num_epochs: float) -> list[Band]:
-    """Return the bands of the picture: for every moment, one per subspace, stacked from dimension 0 upwards."""
-    drawn = []
+    """Return the bands of the picture: one per subspace and change of it, stacked from dimension 0 upwards."""
+    drawn: list[Band] = []
     for index, (start, widths) in enumerate(parts):
         end = parts[index + 1][0] if index + 1 < len(parts) else max(num_epochs, start + 1)
         low = 0
         for subspace, width in enumerate(widths):
-            drawn.append(Band(subspace, low, width, start, end))
+            _append(drawn, Band(subspace, low, width, start, end))
             low += width
     return drawn
+
+
+def _append(drawn: list[Band], band: Band) -> None:
+    """Add a band; one that goes on unchanged is made longer instead."""
+    for index, other in enumerate(drawn):
+        if other.end == band.start and replace(other, start=band.start, end=band.end) == band:
+            drawn[index] = replace(other, end=band.end)
+            return
+    drawn.append(band)

@@ -1,0 +1,143 @@
+"""Pictures of one split's embedding: which classes are taken for each other, and where they lie.
+
+Legend: N images, D embedding width, C classes, k neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from data_shards import keyed
+from launch.report import figures, theme
+from launch.report.collect import Evaluation
+
+MAX_TSNE_POINTS = 2000  # about 10 s on one core; more points do not make a page-wide map clearer
+MAX_MATRIX_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Class of the query against class of its nearest neighbour."""
+
+    classes: np.ndarray  # (C,) int64 labels, ascending
+    counts: np.ndarray  # (C, C) int64; row = query, column = neighbour
+    num_lone: int  # queries left out: no other image of their class
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Rows as shares, (C, C); a row without queries is zero."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    def mistakes(self, limit: int) -> list[tuple[int, int, int, float]]:
+        """Return (query label, neighbour label, count, share of the query class) of the most frequent errors."""
+        wrong = self.counts.copy()
+        np.fill_diagonal(wrong, 0)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+        rows, columns = np.unravel_index(order, wrong.shape)
+        names = self.classes.tolist()
+        found = [(r, c) for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if wrong[r, c]]
+        return [(names[r], names[c], int(wrong[r, c]), float(self.rates[r, c])) for r, c in found]
+
+
+def nearest_confusion(labels: np.ndarray, neighbours: np.ndarray) -> Confusion:
+    """Count classes of first neighbours: labels (N,), neighbours (N, k), -1 = none.
+
+    Queries that are the only image of their class are left out, as in recall@1, so the mean of the diagonal rates is
+    the macro recall@1.
+    """
+    classes, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    lone = sizes[index] < 2
+    used = ~lone & (neighbours[:, 0] >= 0)
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (index[used], index[neighbours[used, 0]]), 1)
+    return Confusion(classes, counts, int(lone.sum()))
+
+
+def confusion_figure(evaluation: Evaluation, confusion: Confusion) -> Figure | None:
+    """Confusion as a matrix; of many classes, the ones most often mistaken."""
+    if len(confusion.classes) < 2:
+        return None
+    rates = confusion.rates
+    shown = np.arange(len(rates))
+    if len(shown) > MAX_MATRIX_CLASSES:
+        errors = confusion.counts.sum(axis=1) - confusion.counts.diagonal()
+        shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_MATRIX_CLASSES])
+    rates = rates[np.ix_(shown, shown)]
+    names = [_short(evaluation.class_name(int(confusion.classes[i]))) for i in shown]
+    figure, axes = theme.new_figure(figures.NARROW, figures.NARROW)
+    axes.imshow(np.ma.masked_less(rates, 0.005), cmap=theme.HEAT, vmin=0, vmax=1, interpolation="nearest")
+    slanted: Any = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("class of the nearest neighbour")
+    axes.set_ylabel("class of the query")
+    if len(names) <= 12:
+        _write_rates(axes, rates)
+    return figure
+
+
+def _write_rates(axes: Axes, rates: np.ndarray) -> None:
+    size = 8.5 if len(rates) <= 10 else 7
+    for (row, column), rate in np.ndenumerate(rates):
+        if rate >= 0.005:
+            ink = theme.WHITE if rate > 0.6 else theme.INK
+            text = f"{100 * rate:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
+
+
+def _short(name: str, limit: int = 16) -> str:
+    return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
+
+
+def sample_rows(num_rows: int, limit: int, seed: int) -> np.ndarray:
+    """Return up to `limit` row numbers, ascending; a keyed draw without replacement."""
+    if num_rows <= limit:
+        return np.arange(num_rows)
+    return np.sort(keyed.generator(seed, "report map").permutation(num_rows)[:limit])
+
+
+def pca_map(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, 2) principal coordinates and the (2,) shares of variance they hold."""
+    fitted = PCA(2, svd_solver="full").fit(vectors)
+    return fitted.transform(vectors), fitted.explained_variance_ratio_
+
+
+def tsne_map(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Return (N, 2) t-SNE coordinates (van der Maaten and Hinton 2008), one thread, keyed seed."""
+    start = keyed.key(seed, "report tsne") % 2**32
+    perplexity = float(min(30.0, (len(vectors) - 1) / 3))
+    with threadpool_limits(1):
+        return TSNE(2, init="pca", perplexity=perplexity, random_state=start, n_jobs=1).fit_transform(vectors)
+
+
+def map_figure(evaluation: Evaluation, points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Scatter (n, 2) points by class: the ten largest classes have a colour and, where there is room, their name."""
+    figure, axes = theme.new_figure(figures.NARROW, figures.NARROW)
+    classes, sizes = np.unique(labels, return_counts=True)
+    coloured = np.sort(classes[np.argsort(-sizes, kind="stable")[: len(theme.CLASSES)]])
+    rest = points[~np.isin(labels, coloured)]
+    size = float(np.clip(9000 / max(len(points), 1), 5, 26))
+    axes.scatter(rest[:, 0], rest[:, 1], s=size * 0.6, c=theme.REST, linewidths=0, alpha=0.5, rasterized=True)
+    for label, colour in zip(coloured, theme.CLASSES, strict=False):
+        own = points[labels == label]
+        axes.scatter(own[:, 0], own[:, 1], s=size, c=colour, linewidths=0, alpha=0.8, rasterized=True)
+    for label in coloured:
+        middle = np.median(points[labels == label], axis=0)
+        name = _short(evaluation.class_name(int(label)))
+        text = axes.text(middle[0], middle[1], name, ha="center", va="center", weight="bold", fontsize=10)
+        text.set_path_effects([withStroke(linewidth=3.2, foreground=theme.PAPER)])
+    axes.set_title(title)
+    theme.quiet(axes)
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure

@@ -1,0 +1,287 @@
+"""Put the report together: figures, tables and pictures into one HTML file that needs nothing else.
+
+Every figure is embedded as an SVG image that follows the reader's light or dark page; wide ones have a second drawing
+for telephones. The same figures lie as PNG in RUN/plots.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from launch.report import figures, lineage, maps, panels, tables, theme, thumbnails
+from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
+
+Draw = Callable[[float], Figure | None]  # width in inches -> figure, None when there is nothing to show
+MAX_CONFIG_CHARS = 200_000  # a config.yaml is a few kB; whatever else lies there must not make the page unopenable
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page: `caption` says what one sees, `alt` says it to those who do not see."""
+
+    name: str
+    uri: str
+    narrow_uri: str | None
+    alt: str
+    caption: str
+
+
+class Gallery:
+    """Draws figures, keeps their PNG for RUN/plots and hands out what the page embeds."""
+
+    def __init__(self) -> None:
+        self.plots: dict[str, bytes] = {}
+
+    def add(self, name: str, draw: Draw, alt: str, caption: str, wide: bool = False) -> Picture | None:
+        """Draw by `draw(width in inches)`; None when there is nothing to show."""
+        with theme.style():
+            figure = draw(figures.WIDE if wide else figures.NARROW)
+            if figure is None:
+                return None
+            self.plots[name] = theme.to_png(figure)
+            uri = theme.data_uri(theme.to_svg(figure), "svg+xml")
+            narrow = draw(figures.NARROW) if wide else None
+            narrow_uri = None if narrow is None else theme.data_uri(theme.to_svg(narrow), "svg+xml")
+        return Picture(name, uri, narrow_uri, alt, caption)
+
+
+def write_report(run: Path | str) -> Path:
+    """Write RUN/report.html and RUN/plots/*.png from the files of a run; return the path of the page.
+
+    Raises:
+        UserError: not a run folder.
+        DataIntegrityError: a file of the run is damaged.
+    """
+    record = read_run(run)
+    gallery = Gallery()
+    page = render(record, gallery)
+    folder = record.path / "plots"
+    folder.mkdir(exist_ok=True)
+    for name, content in gallery.plots.items():
+        (folder / f"{name}.png").write_bytes(content)
+    target = record.path / "report.html"
+    temporary = target.with_name(f".report.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def render(run: Run, gallery: Gallery) -> str:
+    """Return the page as HTML; its figures are left in `gallery`."""
+    environment = Environment(
+        loader=PackageLoader("launch", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        css=Markup(environment.get_template("report.css").render()),  # no quote in it may be escaped
+        name=run.name,
+        status=run.status,
+        lead=lead(run),
+        splits=[s for s in SPLITS if s in run.evaluations],
+        metrics=tables.metric_rows(run),
+        counted=counted(run),
+        subspaces=tables.subspace_rows(run),
+        curves=list(curve_pictures(run, gallery)),
+        growth=growth_picture(run, gallery),
+        growths=tables.growth_rows(run),
+        clusters=list(cluster_pictures(run, gallery)),
+        embedding=embedding_section(run, gallery),
+        pictures=picture_section(run),
+        facts=tables.fact_rows(run),
+        config=run.config_text[:MAX_CONFIG_CHARS],
+    )
+
+
+def lead(run: Run) -> str:
+    """Return what the run found in a few sentences."""
+    sentences = []
+    final = run.pictured
+    growths = [s for s in lineage.splits(run.events) if not s.undone]
+    widths = (final.scores.get("widths") if final else None) or []
+    number = len(widths) or run.status.get("num_subspaces")
+    if number:
+        size = f", {sum(widths)} dimensions in all" if widths else ""
+        grown = f", grown in {_plural(len(growths), 'split')}" if growths else ""
+        sentences.append(f"An embedding of {_plural(number, 'subspace')}{size}{grown}.")
+    recall = score(final.scores, "recall@1") if final else None
+    if final and recall is not None:
+        images = f"{final.scores.get('num_samples', 0):,} {final.split} images"
+        classes = _plural(final.scores.get("num_classes", 0), "class", "classes")
+        sentences.append(f"Of {images} in {classes}, {100 * recall:.1f} % have a nearest neighbour of their own class.")
+    if run.status["state"] != "completed":
+        sentences.append(f"The run has not been completed: its state is {run.status['state']}.")
+    return " ".join(sentences) or "Nothing has been measured yet."
+
+
+def _plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def counted(run: Run) -> str:
+    """Return how many images and classes the scores are over, per split, and what was left out."""
+    parts = []
+    for evaluation in (run.evaluations[s] for s in SPLITS if s in run.evaluations):
+        scores = evaluation.scores
+        lone = scores.get("num_lone_queries") or 0
+        left = f" ({_plural(lone, 'query', 'queries')} without another image of the class left out)" if lone else ""
+        images = _plural(scores.get("num_samples", 0), "image")
+        parts.append(f"{evaluation.split}: {images}, {_plural(scores.get('num_classes', 0), 'class', 'classes')}{left}")
+    return "; ".join(parts)
+
+
+def curve_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
+    """Yield loss and validation scores over time."""
+    growth = " Dotted lines: growths." if lineage.splits(run.events) else ""
+    loss = gallery.add(
+        "loss",
+        lambda width: figures.loss_figure(run, width),
+        "Training loss over epochs.",
+        f"Loss of the training steps: mean of neighbouring steps and the band of their middle 80 %.{growth}",
+    )
+    best = _best(run.epochs, _monitor(run))
+    told = f" Best validation {best[0]}: {best[1]:.3f} after epoch {best[2]}." if best else ""
+    curves = gallery.add(
+        "scores",
+        lambda width: figures.score_figure(run, width),
+        f"Validation scores over epochs.{told}",
+        f"Scores on the validation split, which alone decides on growth and on the best model.{told}{growth}",
+    )
+    yield from (p for p in (loss, curves) if p)
+
+
+def _monitor(run: Run) -> str:
+    name = (run.config.get("growth") or {}).get("monitor", "nmi")
+    return "recall@1" if name == "recall_at_1" else str(name)
+
+
+def _best(epochs: list[Record], name: str) -> tuple[str, float, int] | None:
+    known = [(score(r["validation"], name), r["epoch"] + 1) for r in epochs]
+    values = [(value, -epoch) for value, epoch in known if value is not None]
+    if not values:
+        return None
+    value, epoch = max(values)
+    return next((label for key, label, _ in tables.METRICS if key == name), name), value, -epoch
+
+
+def growth_picture(run: Run, gallery: Gallery) -> Picture | None:
+    """Return the lineage of the subspaces."""
+    told = "; ".join(
+        f"after epoch {r['epoch']} {r['parent']} of {r['before']} dimensions became {r['kept']} and {r['given']}"
+        for r in tables.growth_rows(run)
+    )
+    return gallery.add(
+        "growth",
+        lambda width: figures.growth_figure(run, width),
+        f"Layout of the embedding over epochs. {told}" if told else "Layout of the embedding: its subspaces.",
+        "The embedding from its first dimension (bottom) to its last, over time. A growth splits one subspace: the "
+        "dimensions that matter most stay, the rest starts anew as the next subspace.",
+        wide=True,
+    )
+
+
+def cluster_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
+    """Yield sizes and stability of the clusters."""
+    events = [e for e in run.named("recluster") if e.get("counts")]
+    last = ", ".join(f"S{k + 1}\u00a0{count:,}" for k, count in enumerate(events[-1]["counts"])) if events else ""
+    sizes = gallery.add(
+        "clusters",
+        lambda width: figures.cluster_figure(run, width),
+        f"Share of training images per subspace over epochs; at the end: {last}.",
+        f"Each clustering gives every training image to one subspace. Last: {last}.",
+    )
+    stability = gallery.add(
+        "stability",
+        lambda width: figures.stability_figure(run, width),
+        "Agreement of each clustering with the one before it, over epochs.",
+        "1 means that no image changed its subspace; a growth adds one, so the agreement drops there.",
+    )
+    yield from (p for p in (sizes, stability) if p)
+
+
+def embedding_section(run: Run, gallery: Gallery) -> Record | None:
+    """Return confusion and maps of the pictured split, None without vectors."""
+    evaluation = run.pictured
+    if evaluation is None or evaluation.arrays is None or len(evaluation.arrays.labels) < 4:
+        return None
+    confusion = maps.nearest_confusion(evaluation.arrays.labels, evaluation.arrays.neighbours)
+    worst = confusion.mistakes(8)
+    name = evaluation.class_name
+    told = "; ".join(f"{name(a)} taken for {name(b)} {count} times" for a, b, count, _ in worst[:3])
+    matrix = gallery.add(
+        "confusion",
+        lambda width: maps.confusion_figure(evaluation, confusion),
+        f"Confusion matrix of the nearest neighbour. {told or 'No mistakes'}.",
+        _matrix_caption(confusion),
+    )
+    return {
+        "split": evaluation.split,
+        "matrix": matrix,
+        "mistakes": [(name(a), name(b), count, f"{100 * rate:.0f} %") for a, b, count, rate in worst],
+        "maps": list(_map_pictures(run, evaluation, gallery)),
+    }
+
+
+def _matrix_caption(confusion: maps.Confusion) -> str:
+    part = ""
+    if len(confusion.classes) > maps.MAX_MATRIX_CLASSES:
+        part = f" The {maps.MAX_MATRIX_CLASSES} of {len(confusion.classes):,} classes with most mistakes are shown."
+    return f"Per cent of the queries of a class (row) whose nearest neighbour is of the class of the column.{part}"
+
+
+def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterator[Picture]:
+    assert evaluation.arrays is not None
+    rows = maps.sample_rows(len(evaluation.arrays.labels), maps.MAX_TSNE_POINTS, run.seed)
+    vectors, labels = evaluation.arrays.vectors[rows], evaluation.arrays.labels[rows]
+    num_classes = len(np.unique(labels))
+    which = f"{len(rows):,} {evaluation.split} images by class"
+    coloured = "" if num_classes <= len(theme.CLASSES) else f" The {len(theme.CLASSES)} largest classes have a colour."
+    flat, share = maps.pca_map(vectors)
+    neighbourly = maps.tsne_map(vectors, run.seed)
+    pca = gallery.add(
+        "pca",
+        lambda width: maps.map_figure(evaluation, flat, labels, "PCA"),
+        f"Scatter plot of {which}, first two principal components.",
+        f"{which}: the plane of largest variance, {100 * share.sum():.0f} % of the whole.{coloured}",
+    )
+    tsne = gallery.add(
+        "tsne",
+        lambda width: maps.map_figure(evaluation, neighbourly, labels, "t-SNE"),
+        f"t-SNE map of {which}.",
+        f"{which}: images that are neighbours in the embedding are drawn near each other. Distances between groups "
+        f"mean little.{coloured}",
+    )
+    yield from (p for p in (pca, tsne) if p)
+
+
+def picture_section(run: Run) -> Record:
+    """Return retrieval panels and attention overlays, or the reason why there are none."""
+    evaluation = run.pictured
+    empty: Record = {"right": [], "wrong": [], "overlays": [], "note": "", "tiny": False, "share": "", "split": ""}
+    if evaluation is None or evaluation.arrays is None:
+        return empty
+    opened, note = thumbnails.open_thumbnails(run, evaluation.split)
+    if opened is None:
+        return empty | {"note": note}
+    right, wrong = panels.retrieval_panels(evaluation, opened, run.seed)
+    correct, counts = panels.first_right(evaluation.arrays)
+    return {
+        "right": right,
+        "wrong": wrong,
+        "overlays": panels.attention_overlays(evaluation, opened, run.seed),
+        "tiny": bool(right or wrong) and opened.tiny,
+        "note": "" if right or wrong else "Pictures are left out: the shards do not hold the images of this run.",
+        "share": f"{int((correct & counts).sum()):,} of {int(counts.sum()):,}",
+        "split": evaluation.split,
+    }

@@ -1,0 +1,65 @@
+"""Confusion of the nearest neighbour and the two maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics import confusion_matrix, recall_score
+
+from launch.report import maps
+from tests.launch.report.make_run import neighbours_of
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    data = load_digits()
+    vectors, labels = data.data[:400].astype(np.float32), data.target[:400].astype(np.int64)
+    return vectors, labels, neighbours_of(vectors, 10)[1]
+
+
+def test_confusion_is_that_of_scikit_learn(digits: tuple[np.ndarray, ...]) -> None:
+    _, labels, neighbours = digits
+    found = maps.nearest_confusion(labels, neighbours)
+    predicted = labels[neighbours[:, 0]]
+    assert np.array_equal(found.counts, confusion_matrix(labels, predicted))
+    assert found.rates.diagonal().mean() == pytest.approx(recall_score(labels, predicted, average="macro"))
+    wrong = [(q, t, n) for q, t, n, _ in found.mistakes(1000)]
+    assert sum(n for *_, n in wrong) == (labels != predicted).sum()
+    assert [n for *_, n in wrong] == sorted((n for *_, n in wrong), reverse=True)
+    assert all(q != t for q, t, _ in wrong)
+
+
+def test_lone_queries_and_missing_neighbours_are_left_out() -> None:
+    labels = np.array([3, 3, 5, 8, 8])
+    neighbours = np.array([[1], [0], [0], [2], [-1]])
+    found = maps.nearest_confusion(labels, neighbours)
+    assert found.classes.tolist() == [3, 5, 8]
+    assert found.counts.tolist() == [[2, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert found.num_lone == 1
+    assert np.isfinite(found.rates).all()
+
+
+def test_sample_rows_is_a_keyed_draw_without_replacement() -> None:
+    rows = maps.sample_rows(5000, 2000, seed=1)
+    assert len(np.unique(rows)) == 2000
+    assert (np.diff(rows) > 0).all()
+    assert np.array_equal(rows, maps.sample_rows(5000, 2000, seed=1))
+    assert not np.array_equal(rows, maps.sample_rows(5000, 2000, seed=2))
+    assert maps.sample_rows(5, 2000, seed=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pca_map_agrees_with_the_singular_values(digits: tuple[np.ndarray, ...]) -> None:
+    vectors = digits[0]
+    points, share = maps.pca_map(vectors)
+    singular = np.linalg.svd(vectors - vectors.mean(0), compute_uv=False) ** 2
+    assert share == pytest.approx(singular[:2] / singular.sum(), rel=1e-4)
+    assert (points**2).sum(0) == pytest.approx(singular[:2], rel=1e-4)
+
+
+def test_tsne_map_repeats_and_keeps_classes_together(digits: tuple[np.ndarray, ...]) -> None:
+    vectors, labels, _ = digits
+    points = maps.tsne_map(vectors[:150], seed=3)
+    assert np.array_equal(points, maps.tsne_map(vectors[:150], seed=3))
+    nearest = neighbours_of(points, 1)[1][:, 0]
+    assert (labels[:150][nearest] == labels[:150]).mean() > 0.75

@@ -1,0 +1,136 @@
+"""status.json: atomic, complete, refuses what it does not know; the command prints one word."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_shards.errors import UserError
+from launch import status
+
+
+def rendered(run: Path) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(status.render_status(run))
+    return console.export_text()
+
+
+def test_fields_not_named_keep_their_value(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="running", epoch=0, step=0, world_size=2, attempt=0)
+    status.write_status(tmp_path, epoch=3, step=120, num_subspaces=2)
+    found = json.loads((tmp_path / "status.json").read_text())
+    assert {k: found[k] for k in ("state", "epoch", "step", "world_size", "attempt", "num_subspaces")} == {
+        "state": "running", "epoch": 3, "step": 120, "world_size": 2, "attempt": 0, "num_subspaces": 2,
+    }  # fmt: skip
+    assert found["exit_code"] is None
+    assert found["reason"] is None
+    assert status.read_status(tmp_path) == found
+
+
+def test_running_again_clears_the_reason_of_the_attempt_before(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="preempted", exit_code=75, reason="SIGTERM", step=9)
+    found = status.write_status(tmp_path, state="running", attempt=1)
+    assert (found["exit_code"], found["reason"], found["step"]) == (None, None, 9)
+
+
+@pytest.mark.parametrize("fields", [{"state": "finished"}, {"step": 1}, {"state": "running", "speed": 3}])
+def test_unknown_states_and_fields_are_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"state|field"):
+        status.write_status(tmp_path, **fields)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"state": "odd"}', b"\xff\xfe"])
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path, text: str | bytes | None) -> None:
+    if text is not None:
+        (tmp_path / "status.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(UserError) as error:
+        status.read_status(tmp_path)
+    assert error.value.exit_code == 2
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="running", step=0, reason="")
+    stop = threading.Event()
+
+    def write() -> None:
+        for step in range(150):
+            status.write_status(tmp_path, step=step, reason="x" * (step * 50))
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not stop.is_set():
+        found = status.read_status(tmp_path)
+        assert len(found["reason"]) in (0, found["step"] * 50)
+    writer.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("state", status.STATES)
+def test_the_command_prints_the_state_alone(tmp_path: Path, state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status.write_status(tmp_path, state=state)
+    assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{state}\n"
+
+
+def test_the_module_runs_without_heavy_imports(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="preempted")
+    code = (
+        "import sys; sys.argv = ['launch.status', sys.argv[1]]\n"
+        "from launch import status; rc = status.main()\n"
+        "heavy = {'torch', 'ray', 'numpy', 'matplotlib', 'rich', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(rc or len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "preempted\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["/no/such/run"]])
+def test_the_command_refuses_what_is_no_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+
+
+def test_render_shows_what_is_known(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="failed", epoch=4, step=77, num_subspaces=2, exit_code=4, reason="loss [nan]")
+    assert "failed" in rendered(tmp_path)
+    assert "loss [nan] (exit code 4)" in rendered(tmp_path)
+    scores = {"recall": {"1": 0.912}, "nmi": {"mean": 0.456}, "map_at_r": 0.25}
+    lines: list[dict[str, object]] = [{"epoch": 4, "step": 77, "loss": 0.1234, "images_per_s": 321.4}]
+    lines.append({"epoch": 4, "validation": scores})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"epoch": 5, "st')
+    growth = {"time": time.time() - 7300, "event": "growth", "epoch": 3, "widths": [90, 38]}
+    (tmp_path / "events.jsonl").write_text(json.dumps(growth) + "\n")
+    text = rendered(tmp_path)
+    for part in ("4, step 77", "0.1234", "321 images/s", "0.912", "0.456", "90 38", "2 h ago", "growth"):
+        assert part in text
+
+
+def test_tail_records_reads_the_end_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in range(5000)))
+    steps = [r["step"] for r in status.tail_records(path, max_bytes=1000)]
+    assert steps == list(range(5000 - len(steps), 5000))
+    assert 50 < len(steps) < 100
+    assert status.tail_records(tmp_path / "none") == []
+
+
+def test_timestamp_reads_numbers_and_iso_text() -> None:
+    moment = datetime(2026, 3, 1, 12, 30, tzinfo=timezone.utc)
+    assert status.timestamp("2026-03-01T12:30:00Z") == status.timestamp(moment.isoformat()) == moment.timestamp()
+    assert status.timestamp(12) == 12.0
+    assert status.timestamp(None) is None
+    assert status.timestamp("soon") is None
