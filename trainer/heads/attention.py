@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,15 @@ class AttentionEmbedding(nn.Module):
         level = levels[-1]
         maps = None if self.gate is None else self.gate(level)
         attended = level if maps is None else level * maps
-        with torch.autocast(level.device.type, enabled=False):
+        with _full_precision(level.device.type):
             pooled = attended.float().mean(dim=(2, 3))
             if keep is not None:
                 pooled = pooled * keep.to(pooled.device)
             return Embedded(self.embedding(pooled), F.normalize(pooled, dim=1), maps)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Leave autocast, if we are in it; entering its context for nothing would end up in exported graphs."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
