@@ -20,6 +20,7 @@ from cluster.controller import ControllerConfig
 from cluster.growth import NoGrowth, PlateauGrowth
 from cluster.plan import PlanConfig
 from data_shards.augment import AugmentConfig
+from data_shards.build import build as build_shards
 from data_shards.errors import UserError, nearest_of
 from data_shards.order import BatchRule
 from data_shards.reader import ShardFolder, SplitReader, open_shards
@@ -106,6 +107,14 @@ def batch_rule(config: RunConfig) -> BatchRule:
     return BatchRule(
         train.batch_size, train.samples_per_class, train.steps_per_epoch, train.temperature, train.schedule
     )
+
+
+def build_missing_shards(config: RunConfig) -> None:
+    """Build `data.shards` from `data.build` when they do not exist yet."""
+    path = Path(config.data.shards)
+    if config.data.build is not None and not path.exists():
+        log.info("building %s from %s", path, config.data.build)
+        build_shards(config.data.build, path, size=config.data.image_size, options=config.data.build_options)
 
 
 def open_splits(config: RunConfig) -> tuple[ShardFolder, SplitReader, SplitReader, SplitReader | None]:

@@ -36,11 +36,14 @@ log = logging.getLogger(__name__)
 _stop = False
 
 
-def main(run: Path, stop_after_step: int | None = None) -> int:
-    """Run this rank; return its exit code. What became of the run is in status.json, which has the last word."""
+def main(run: Path, stop_after_step: int | None = None, config: RunConfig | None = None) -> int:
+    """Run this rank; return its exit code. What became of the run is in status.json, which has the last word.
+
+    `config` is the one that rank 0 stored; it is read from the run folder when not given.
+    """
     _die_with_parent()
     _listen()
-    config = load_config(run / "config.yaml")
+    config = config or load_config(run / "config.yaml")
     prepare_process(config)
     rank = int(os.environ.get("RANK", "0"))
     set_up_logging(run, rank)

@@ -22,12 +22,12 @@ FREE_SECTIONS = ("launch", "ray")
 LEAST_FREE_BYTES = 64 << 20
 
 
-def take(run: Path, config: RunConfig, resume: Resume) -> bool:
-    """Take a folder for a run, new or to go on with; return whether there is something to go on from.
+def check(run: Path, config: RunConfig, resume: Resume) -> None:
+    """Raise UserError unless the folder may be taken: new, or to be gone on with. Changes nothing.
 
     Raises:
         UserError: the folder is used and resume is "never", nothing is there and it is "must", the configuration is
-            another one, or the disk is full. Nothing that existed is changed then.
+            another one, or the disk is full.
     """
     used = (run / "config.yaml").exists()
     if run.exists() and not run.is_dir():
@@ -39,8 +39,12 @@ def take(run: Path, config: RunConfig, resume: Resume) -> bool:
     if used:
         _check_same(run, config)
     _check_space(run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "logs").mkdir(exist_ok=True)
+
+
+def take(run: Path, config: RunConfig) -> bool:
+    """Take a folder that `check` allowed; return whether a run is there to go on with."""
+    used = (run / "config.yaml").exists()
+    (run / "logs").mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", dump_config(config))
     write_text(run / "env.json", json.dumps(environment(), indent=1) + "\n")
     return used

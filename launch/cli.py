@@ -1,0 +1,262 @@
+"""The command line: `subspace COMMAND ...`, also `python -m launch COMMAND ...`.
+
+Every command imports what it needs when it runs, so that help and configuration errors are answered at once. A user error
+is one line and an exit code, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from data_shards.errors import UserError
+
+app = SubcommandApp()
+shards = SubcommandApp()
+checkpoint = SubcommandApp()
+Words = Positional[tuple[str, ...]]
+_OVERRIDE = re.compile(r"--?[A-Za-z_]\w*(\.[\w-]+)+(=.*)?$", re.DOTALL)
+
+
+@app.command
+def train(
+    config: Positional[Path],
+    overrides: Words = (),
+    /,
+    *,
+    run_dir: Path | None = None,
+    resume: Literal["auto", "never", "must"] = "never",
+    nproc: int | None = None,
+    deterministic: bool = False,
+    stop_after_step: int | None = None,
+    print_config: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Train from a configuration file.
+
+    Args:
+        config: YAML file, see configs/.
+        overrides: section.key=value, as many as needed; --section.key value means the same.
+        run_dir: folder of the run; runs/NAME when not given.
+        resume: go on from the newest checkpoint of the run folder.
+        nproc: ranks on this node (launch.nproc).
+        deterministic: the same bytes on every rerun, after kill and resume.
+        stop_after_step: save, stop as if preempted, exit code 75.
+        print_config: print the resolved configuration and stop.
+        dry_run: build every part, start nothing, write nothing.
+    """
+    from launch.train import TrainOptions, start
+
+    words = [*overrides, *([f"launch.nproc={nproc}"] if nproc is not None else [])]
+    words += ["deterministic=true"] if deterministic else []
+    return start(config, words, TrainOptions(run_dir, resume, stop_after_step, print_config, dry_run))
+
+
+@app.command
+def rank(run: Positional[Path], /, *, stop_after_step: int | None = None) -> int:
+    """Be one rank of a run; started by `subspace train`.
+
+    Args:
+        run: the run folder.
+        stop_after_step: as in train.
+    """
+    from launch.rank import main as run_rank
+
+    return run_rank(run, stop_after_step)
+
+
+@app.command
+def evaluate(
+    run: Positional[Path], /, *, split: Literal["validation", "test"] = "validation", as_json: Annotated[bool, arg(name="json")] = False
+) -> int:
+    """Score the best checkpoint of a run again.
+
+    Args:
+        run: the run folder.
+        split: which split.
+        as_json: print the scores as JSON.
+    """
+    from launch.train import evaluate as run_evaluate
+
+    found = run_evaluate(run, split)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_scores({split: found})
+    return 0
+
+
+@app.command
+def status(run: Positional[Path], /, *, as_json: Annotated[bool, arg(name="json")] = False) -> int:
+    """Show what a run is doing.
+
+    Args:
+        run: the run folder.
+        as_json: print status.json.
+    """
+    from launch.status import read_status, render_status
+
+    if as_json:
+        print(json.dumps(read_status(run)))
+        return 0
+    from rich.console import Console
+
+    Console().print(render_status(run))
+    return 0
+
+
+@app.command
+def report(run: Positional[Path], /) -> int:
+    """Write RUN/report.html, one self-contained page, and RUN/plots.
+
+    Args:
+        run: the run folder.
+    """
+    from launch.report import write_report
+
+    print(write_report(run))
+    return 0
+
+
+@shards.command
+def build(
+    source: Positional[str],
+    dest: Positional[Path],
+    options: Words = (),
+    /,
+    *,
+    size: int | None = None,
+    stored: Literal["raw", "png", "jpeg", "as-is"] | None = None,
+    fit: Literal["crop", "pad", "stretch"] = "crop",
+    shard_mb: int = 64,
+    group: str | None = None,
+    strict: bool = False,
+    num_workers: int = 1,
+) -> int:
+    """Build a shard folder from images.
+
+    Args:
+        source: folder:PATH, table:LABELS.csv, isic19:PATH, mura:PATH, hyperkvasir:PATH, dicom:PATH, digits, phantoms.
+        dest: the folder to make; must not exist.
+        options: key=value options of the source.
+        size: side of the stored images in pixels; as they are when not given.
+        stored: how images are stored.
+        fit: how images become square.
+        shard_mb: size of a shard in MiB.
+        group: column of the table that must not cross splits; 'none' for none.
+        strict: fail on the first image that cannot be read, instead of listing it in rejected.csv.
+        num_workers: decoding threads.
+    """
+    from data_shards.build import build as run_build
+    from launch.config import parse_overrides
+
+    given = {**parse_overrides(list(options)), **({"group": group} if group is not None else {})}
+    manifest = run_build(source, dest, size, stored, fit, shard_mb, strict, given, sys.stderr.isatty(), num_workers)
+    for warning in manifest.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    return info(dest)
+
+
+@shards.command
+def verify(folder: Positional[Path], /) -> int:
+    """Check every byte of a shard folder; exit code 3 and the damaged shard's name when something changed.
+
+    Args:
+        folder: the shard folder.
+    """
+    from data_shards.verify import verify as run_verify
+
+    problems = run_verify(folder, sys.stderr.isatty())
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{folder}: all shards are what was written")
+    return 3 if problems else 0
+
+
+@shards.command
+def info(folder: Positional[Path], /, *, as_json: Annotated[bool, arg(name="json")] = False) -> int:
+    """Show what a shard folder holds.
+
+    Args:
+        folder: the shard folder.
+        as_json: print as JSON.
+    """
+    from data_shards.info import info as read_info
+    from data_shards.info import render_info
+
+    content = read_info(folder)
+    if as_json:
+        print(json.dumps(content))
+        return 0
+    from rich.console import Console
+
+    Console().print(render_info(content))
+    return 0
+
+
+@checkpoint.command(name="hash")
+def hash_(run: Positional[Path], /) -> int:
+    """Print one sha256 over weights, moments, partition, assignment, order position and controller snapshot.
+
+    Args:
+        run: the run folder.
+    """
+    from trainer.checkpoint import CheckpointStore, content_hash
+
+    newest = CheckpointStore(run / "checkpoints").newest()
+    if newest is None:
+        raise UserError(f"{run} holds no complete checkpoint")
+    print(content_hash(newest))
+    return 0
+
+
+app.command(shards, name="shards", help="Build, verify and look into shard folders.")
+app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
+
+
+def joined_overrides(arguments: Sequence[str]) -> list[str]:
+    """Turn `--a.b c` and `--a.b=c` into `a.b=c`, the form that the parser takes."""
+    joined: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if not _OVERRIDE.match(word):
+            joined.append(word)
+        elif "=" in word:
+            joined.append(word.lstrip("-"))
+        else:
+            value = next(rest, None)
+            if value is None:
+                raise UserError(f"{word} needs a value")
+            joined.append(f"{word.lstrip('-')}={value}")
+    return joined
+
+
+def _print_scores(evaluations: dict[str, Any]) -> None:
+    from launch.train import print_scores
+
+    print_scores(evaluations)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves through SystemExit with the exit code."""
+    try:
+        code = app.cli(args=joined_overrides(sys.argv[1:] if arguments is None else arguments), prog="subspace")
+    except UserError as error:
+        print(f"subspace: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,91 @@
+"""Start the ranks of one node with torch.distributed.run's API, or be a rank under somebody else's torchrun.
+
+The agent restarts all ranks when one dies; each goes on from the newest checkpoint. Its exit code says little (torch turns
+every failure into 1), so the outcome is read from status.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from data_shards.errors import UserError
+from launch.config import RunConfig
+from launch.status import read_status, write_status
+
+log = logging.getLogger(__name__)
+
+
+def under_torchrun() -> bool:
+    """Return whether an agent of torch.distributed.run started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, str]:
+    """Return the variables of agent and ranks: threads shared out, no busy waiting, one store per restart."""
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // nproc)
+    return {
+        # Without it a restarted rank may read the gloo addresses of the ranks before it (pytorch issue 135712).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": "1" if config.deterministic else str(threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "SUBSPACE_FIRST_ATTEMPT": str(first_attempt),
+        **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.deterministic else {}),
+    }
+
+
+def start_ranks(config: RunConfig, run: Path, nproc: int, stop_after_step: int | None) -> None:
+    """Run `nproc` ranks on this node until they end; failures are restarted within the budget."""
+    from torch.distributed.elastic.agent.server.api import SignalException  # type: ignore[attr-defined]
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=config.launch.max_restarts,
+        monitor_interval=0.1,
+        shutdown_timeout=240,
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
+        logs_specs=DefaultLogsSpecs(log_dir=str(run / "logs")),
+    )
+    arguments = ["-m", "launch", "rank", str(run)]
+    if stop_after_step is not None:
+        arguments += ["--stop-after-step", str(stop_after_step)]
+    try:
+        elastic_launch(settings, sys.executable)(*arguments)
+    except (ChildFailedError, SignalException) as error:
+        log.warning("ranks ended: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+def outcome(run: Path) -> int:
+    """Return the exit code of a run whose ranks have ended, and make status.json say so."""
+    status = read_status(run)
+    if status["state"] == "running":
+        status = write_status(
+            run,
+            state="failed",
+            exit_code=status.get("exit_code") or 70,
+            reason=status.get("reason") or "the ranks died without a word; see logs/ in the run folder",
+        )
+    if status["state"] == "failed":
+        raise RunFailed(str(status["reason"]), int(status["exit_code"] or 70))
+    return int(status["exit_code"] or 0)
+
+
+class RunFailed(UserError):
+    """The run ended badly; carries its exit code."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code

@@ -1,0 +1,153 @@
+"""`subspace train`: check everything, take the run folder, start the shared processes and the ranks, say how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import UserError
+from launch import run_folder, torchrun
+from launch.config import RunConfig, dump_config, load_config
+from launch.status import read_status, write_status
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says beside the configuration."""
+
+    run_dir: Path | None = None
+    resume: run_folder.Resume = "never"
+    stop_after_step: int | None = None
+    print_config: bool = False
+    dry_run: bool = False
+
+
+def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int:
+    """Run a training to its end; return the exit code.
+
+    Raises:
+        UserError: anything that a user can put right, before anything is started; or how the run failed.
+    """
+    config = load_config(config_path, overrides)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return 0
+    run = options.run_dir or Path("runs") / config.name
+    if torchrun.under_torchrun():
+        return _under_torchrun(config, run, options)
+    if not options.dry_run:
+        run_folder.check(run, config, options.resume)
+    _check(config, config.launch.nproc, build_shards=not options.dry_run)
+    if options.dry_run:
+        return 0
+    going_on = run_folder.take(run, config)
+    if going_on and _state(run) == "completed":
+        print(f"{run} is complete already")
+    else:
+        _launch(config, run, options)
+    code = torchrun.outcome(run)
+    if code == 0:
+        _conclude(run)
+    return code
+
+
+def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
+    from launch import services
+
+    first_attempt = int(_status(run).get("attempt") or 0) + 1
+    write_status(run, state="running")
+    os.environ.update(torchrun.environment(config, config.launch.nproc, first_attempt))
+    with services.started(config, run, config.launch.nproc):
+        torchrun.start_ranks(config, run, config.launch.nproc, options.stop_after_step)
+
+
+def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
+    """Be a rank of somebody else's agent: rank 0 takes the folder, the others wait for it at the first collective."""
+    from launch.rank import main as run_rank
+
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if os.environ["RANK"] == "0":
+        _check(config, int(os.environ["WORLD_SIZE"]), build_shards=True)
+        run_folder.check(run, config, "auto" if restarted else options.resume)
+        run_folder.take(run, config)
+    return run_rank(run, options.stop_after_step, config)
+
+
+def _check(config: RunConfig, world_size: int, build_shards: bool) -> None:
+    """Build every part once, so that what cannot work is said before anything is started."""
+    from data_shards import order
+    from launch import build
+
+    build.check_components(config)
+    build.check_world_size(config, world_size)
+    if config.data.build is not None and build_shards:
+        build.build_missing_shards(config)
+    _, train, _, _ = build.open_splits(config)
+    order.check_labels(train.labels, build.batch_rule(config))
+    build.transform(config)
+    build.model(config)
+    build.growth_policy(config)
+
+
+def _status(run: Path) -> dict[str, Any]:
+    return read_status(run) if (run / "status.json").exists() else {}
+
+
+def _state(run: Path) -> str:
+    return str(_status(run).get("state"))
+
+
+def _conclude(run: Path) -> None:
+    """Print the table of scores and write the report."""
+    from launch.report import write_report
+
+    print_scores(
+        {path.stem: json.loads(path.read_text()) for path in sorted((run / "evaluation").glob("*.json"), reverse=True)}
+    )
+    print(f"report: {write_report(run)}")
+
+
+def print_scores(evaluations: dict[str, dict[str, Any]]) -> None:
+    """Print the scores of splits as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None)
+    for name in ("split", "images", "classes", "NMI", "AMI", "recall@1", "@2", "@4", "@8", "macro recall@1", "MAP@R"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, found in evaluations.items():
+        recall = [f"{found['recall'][k]:.3f}" for k in ("1", "2", "4", "8")]
+        nmi, ami = (f"{found[name]['mean']:.3f}±{found[name]['std']:.3f}" for name in ("nmi", "ami"))
+        last = (f"{found['macro_recall_at_1']:.3f}", f"{found['map_at_r']:.3f}")
+        table.add_row(split, str(found["num_samples"]), str(found["num_classes"]), nmi, ami, *recall, *last)
+    Console(width=120).print(table)
+
+
+def evaluate(run: Path, split: str) -> dict[str, Any]:
+    """Score the best checkpoint of a run on a split, write evaluation/{split}.*, return the scores.
+
+    Raises:
+        UserError: no such run, checkpoint or split.
+    """
+    from launch import build, rank
+    from trainer import distributed
+    from trainer.checkpoint import CheckpointStore
+    from trainer.state import RunState
+
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml")
+    config = load_config(run / "config.yaml")
+    reader = build.open_splits(config)[0].split(split)
+    best = CheckpointStore(run / "checkpoints").best()
+    distributed.initialise(config.launch.timeout_s)
+    try:
+        rank.prepare_process(config)
+        network = build.model(config, distributed.device())
+        build.engine(config, network, 1).load_tensors(best.tensors)
+        partition = RunState.from_checkpoint(best, build.fresh_state(config).saliency).partition
+        return rank.evaluate_split(config, run, network, partition, reader)
+    finally:
+        distributed.shut_down()
