@@ -26,10 +26,14 @@ from data_shards.errors import UserError
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def apply(images: Tensor, parameters: Parameters, config: AugmentConfig) -> Tensor:
-    """Return (B, channels, S, S) float32, augmented and normalised, from (B, C, S, S) uint8 on the same device."""
+def apply(images: Tensor, parameters: Parameters, config: AugmentConfig, warps: bool | None = None) -> Tensor:
+    """Return (B, channels, S, S) float32, augmented and normalised, from (B, C, S, S) uint8 on the same device.
+
+    warps: whether to resample along parameters.warp (then the images may have any H x W); None = if configured.
+    """
     pivot = _luma(images) if config.contrast else None
-    floats = _warped(images, parameters, config) if config.warps else _moved(images, parameters).float()
+    warps = config.warps if warps is None else warps
+    floats = _warped(images, parameters, config) if warps else _moved(images, parameters).float()
     if config.recolours:
         floats = _recoloured(floats, pivot, parameters.colour, mixes=bool(config.saturation or config.hue))
     floats = _normalised(floats, config)
@@ -76,7 +80,7 @@ def _moved(images: Tensor, parameters: Parameters) -> Tensor:
 
 def _warped(images: Tensor, parameters: Parameters, config: AugmentConfig) -> Tensor:
     """Return (B, C, S, S) float32, resampled along parameters.warp."""
-    grid = sampling_grid(parameters.warp, images.shape[-1], images.device)
+    grid = sampling_grid(parameters.warp, config.size, images.device)
     return functional.grid_sample(images.float(), grid, "bilinear", config.padding, align_corners=False)
 
 

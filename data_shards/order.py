@@ -174,13 +174,14 @@ def _budget(seed: int, epoch: int, pools: list[_Pool], steps: int, rule: BatchRu
     subspaces = np.array([p.subspace for p in pools])
     phases = keyed.uniform(keyed.fold(keyed.key(seed, "order/phase", epoch), subspaces), 1)[:, 0]
     times = [(np.arange(c) + phase) / c for c, phase in zip(counts, phases, strict=True) if c]
-    return np.asarray(np.repeat(subspaces, counts)[np.argsort(np.concatenate(times), kind="stable")])
+    schedule: Ints = np.repeat(subspaces, counts)[np.argsort(np.concatenate(times), kind="stable")]
+    return schedule
 
 
 def apportion(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
     """Return (K,) whole numbers that sum to `total` (>= K), at least 1 each, by largest remainders of `weights`."""
     exact = weights / weights.sum() * total
-    counts = np.floor(np.maximum(exact - 1e-9, 0)).astype(np.int64)
+    counts: npt.NDArray[np.int64] = np.floor(np.maximum(exact - 1e-9, 0)).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]] += 1
     while counts.min() < 1:
         counts[counts.argmax()] -= 1

@@ -69,7 +69,8 @@ def equal(a: Batch, b: Batch) -> bool:
 
 READERS = {
     "uniform": (uniform_reader, AugmentConfig(20, **AUGMENTED)),
-    "cropped": (uniform_reader, AugmentConfig(20, crop_scale=(0.3, 1.0), **AUGMENTED)),
+    "magnified": (uniform_reader, AugmentConfig(20, crop_scale=(0.3, 1.0), **AUGMENTED)),
+    "cropped": (lambda: uniform_reader(32), AugmentConfig(20, crop_scale=(0.3, 1.0), **AUGMENTED)),
     "mixed": (mixed_reader, AugmentConfig(16, crop_scale=(0.3, 1.0), **AUGMENTED)),
 }
 Case = tuple[Callable[[], MemoryReader], AugmentConfig]
@@ -120,9 +121,9 @@ def test_views_and_visits_of_an_image_differ() -> None:
     assert len({p.numpy().tobytes() for p in pictures}) == 8
 
 
-@pytest.mark.parametrize("crop", [(1.0, 1.0), (0.3, 0.6)])
-def test_the_geometry_leads_back_to_the_stored_pixels(crop: tuple[float, float]) -> None:
-    size, stored = 64, 120
+@pytest.mark.parametrize(("stored", "crop"), [(64, (1.0, 1.0)), (120, (1.0, 1.0)), (120, (0.3, 0.6)), (72, (0.3, 0.6))])
+def test_the_geometry_leads_back_to_the_stored_pixels(stored: int, crop: tuple[float, float]) -> None:
+    size = 64
     ramp = np.arange(stored) * 2
     gradient = np.stack([*np.meshgrid(ramp, ramp), np.zeros((stored, stored))], axis=-1).astype(np.uint8)
     config = AugmentConfig(
@@ -141,6 +142,17 @@ def test_the_geometry_leads_back_to_the_stored_pixels(crop: tuple[float, float])
         sure &= ((expected > 8) & (expected < 2 * stored - 10)).all(0)
         assert sure.mean() > 0.4
         assert np.abs(image[:2] * 255 - expected)[:, sure].max() < 0.75  # pixels were rounded to whole numbers
+
+
+def test_a_crop_inside_the_warp_is_the_crop_that_pillow_makes() -> None:
+    reader, one_by_one = uniform_reader(), uniform_reader()
+    one_by_one.stored.append(np.zeros((7, 7, 3), np.uint8))  # no common size any more
+    config = AugmentConfig(20, crop_scale=(0.3, 1.0), hflip=True, mean=(0.0,), std=(1.0,))
+    for fast, slow in zip(
+        *(train_loader(r, epoch_of(reader), config, 0, 0) for r in (reader, one_by_one)), strict=True
+    ):
+        assert torch.equal(fast.geometry, slow.geometry)
+        assert (fast.images - slow.images).abs().max() * 255 < 1.5  # Pillow rounds twice
 
 
 def test_masks_are_seen_through_the_geometry_of_the_image() -> None:
