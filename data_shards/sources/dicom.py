@@ -2,7 +2,8 @@
 
 Header first: size, frames and transfer syntax are checked before a pixel is decoded. Gray images go through the
 modality LUT (RescaleSlope, RescaleIntercept), a VOI window and, for MONOCHROME1, inversion (PS3.3 C.7.6.3, C.11.1,
-C.11.2) to uint8; RGB, YBR and PALETTE COLOR become RGB. Nothing of the header is stored but a hash of the patient's id, as group.
+C.11.2) to uint8; RGB, YBR and PALETTE COLOR become RGB. Nothing of the header is stored but a hash of the patient's
+id, as group.
 
 Legend: H, W height and width of a frame; C channels, 1 or 3.
 """

@@ -1,4 +1,6 @@
-"""hyperkvasir:PATH - labelled images of HyperKvasir (Borgli et al. 2020, https://doi.org/10.1038/s41597-020-00622-y), 23 classes.
+"""hyperkvasir:PATH - the labelled images of HyperKvasir, 23 classes.
+
+Borgli et al. 2020, https://doi.org/10.1038/s41597-020-00622-y.
 
 PATH/labeled-images/<tract>/<category>/<class>/*.jpg, where PATH may be labeled-images itself; labels are taken from the
 folders (the image-labels.csv beside them says the same). The published ADSL split is about 80/20, random per class; its

@@ -1,8 +1,8 @@
 """mura:PATH - MURA v1.1 radiographs (Rajpurkar et al. 2018, https://arxiv.org/abs/1712.06957), 14 classes.
 
-PATH/MURA-v1.1/train|valid/XR_ELBOW/patient00011/study1_negative/image1.png, where PATH may be MURA-v1.1 itself. A class is
-a body part, normal or abnormal. The official valid set is the test split. The patient is the group; train and valid hold
-different people, so patient numbers are told apart by side. Validation is carved from train by patient.
+PATH/MURA-v1.1/train|valid/XR_ELBOW/patient00011/study1_negative/image1.png, where PATH may be MURA-v1.1 itself. A class
+is a body part, normal or abnormal. The official valid set is the test split. The patient is the group; train and valid
+hold different people, so patient numbers are told apart by side. Validation is carved from train by patient.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read(path: Path, *, validation: float = 0.1, seed: int = 0) -> Listing:
     warnings = differences(records, COUNTS, "the official v1.1 set")
     if left_out:
         warnings.append(
-            f"{len(left_out)} files do not lie where MURA has images and were left out, e.g. {left_out[0]}."
+            f"{len(left_out)} files lie where MURA has no images and were left out, e.g. {left_out[0]}."
         )
     return Listing("mura", CLASSES, tuple(carve(records, validation, seed)), root=root, warnings=tuple(warnings))
 
