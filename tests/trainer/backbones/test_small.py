@@ -10,7 +10,7 @@ from trainer.backbones.small import SmallResNet
 
 
 @pytest.mark.parametrize("size", [28, 64])
-@pytest.mark.parametrize("stem_stride", [1, 2])
+@pytest.mark.parametrize("stem_stride", [1, 2, 4])
 def test_levels_are_what_it_declares(size: int, stem_stride: int) -> None:
     net = SmallResNet((8, 16, 24), (1, 2, 1), in_channels=1, stem_stride=stem_stride)
     levels = net(torch.randn(2, 1, size, size))
