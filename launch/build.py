@@ -202,8 +202,6 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         raise UserError(f"train.logical_shards {train.logical_shards} is not divisible by {world_size} ranks")
     if config.deterministic and config.model.backbone.arguments.get("norm") in ("batch", "sync"):
         raise UserError("deterministic runs need model.backbone.norm 'frozen' or 'group': batch statistics depend on ranks")
-    if config.cluster.backend == "local" and world_size > 1:
-        raise UserError("cluster.backend=local serves one rank; use cluster.backend=ray for more")
 
 
 def objective(config: RunConfig) -> SubspaceObjective:

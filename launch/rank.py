@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 
 log = logging.getLogger(__name__)
+FINAL_CODES = (2, 3, 4, 6)  # what a restart cannot mend: configuration, data, numbers, a run that is taken
 _stop = False
 
 
@@ -62,10 +64,11 @@ def _train(config: RunConfig, run: Path, stop_after_step: int | None) -> int:
         distributed.initialise(config.launch.timeout_s)
     build.check_world_size(config, distributed.world_size())
     attempt = _next_attempt(run)
-    client = services.connect(config, run, attempt)
-    recorder: SilentRecorder = SilentRecorder()
-    try:
+    with ExitStack() as ends:
+        client = services.connect(config, run, attempt, ends)
+        ends.callback(client.close)
         loop, recorder = _loop(config, run, attempt, client, stop_after_step)
+        ends.callback(recorder.close)
         outcome = loop.run()
         if outcome == "completed":
             finish(config, run, loop)
@@ -73,9 +76,6 @@ def _train(config: RunConfig, run: Path, stop_after_step: int | None) -> int:
         recorder.status(outcome, loop.state, exit_code=0 if outcome == "completed" else 75)
         with distributed.stage("end of the run"):
             distributed.barrier()
-    finally:
-        recorder.close()
-        client.close()
     return 0
 
 
@@ -217,8 +217,8 @@ def _failed_for_good(run: Path) -> bool:
 def _failed(run: Path, rank: int, error: Exception) -> int:
     """Record a failure. Exit code 0 keeps the agent from starting again what would fail again."""
     code = getattr(error, "exit_code", 70)
-    final = isinstance(error, UserError) or code == 4
-    log.error("%s", error if final else "".join(traceback.format_exception(error)))
+    final = code in FINAL_CODES
+    log.error("%s", error if final or isinstance(error, UserError) else "".join(traceback.format_exception(error)))
     if final:
         write_status(run, state="failed", exit_code=code, reason=str(error))
     elif rank == 0:

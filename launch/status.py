@@ -66,6 +66,7 @@ def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     if fields.get("state") == "running":
         status.update(exit_code=None, reason=None)
     status.update({"time": time.time(), **fields})
+    status["state"] = status["state"] or "running"  # whoever writes about a run, runs it
     if status["state"] not in STATES:
         raise ValueError(f"state {status['state']!r} is not one of {', '.join(STATES)}")
     _replace(path, json.dumps(status, indent=1) + "\n")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -100,6 +101,13 @@ def gather_uneven_rows(local: Tensor) -> Tensor:
     padded[: local.shape[0]] = local
     pieces = gather_rows(padded).split(max(counts))
     return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+
+
+def gather_arrays(local: np.ndarray) -> list[np.ndarray]:
+    """Return the one-dimensional array of every rank, of any lengths but one dtype, in rank order."""
+    value = torch.from_numpy(np.ascontiguousarray(local)).to(device())
+    counts = gather_rows(torch.tensor([len(local)], device=device())).tolist()
+    return [piece.cpu().numpy() for piece in gather_uneven_rows(value).split(counts)]
 
 
 def broadcast_json(value: Any, source: int = 0) -> Any:

@@ -8,6 +8,7 @@ beginning (reclustering) at e.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ from launch.report import lineage, theme
 from launch.report.collect import Record, Run, score
 
 WIDE, NARROW = 10.4, 4.4  # inches: the page's text width on a desk, and a figure that is legible on a telephone
-CURVES = (("nmi", "NMI"), ("recall@1", "recall@1"), ("map_at_r", "MAP@R"))
+CURVES = (("nmi", "NMI"), ("recall@1", "recall@1"), ("map_at_r", "MAP@R"), ("macro_recall_at_1", "macro"))
 _MAX_POINTS = 240  # a line of a few hundred points is as exact as the eye
 
 
@@ -27,6 +28,24 @@ def num_epochs(run: Run) -> float:
     """Return the completed epochs that the pictures span, at least 1."""
     seen = [r["epoch"] + 1 for r in (*run.epochs, *run.steps[-1:]) if isinstance(r.get("epoch"), int)]
     return float(max(seen, default=1))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch whose weights were kept: the first with the highest monitored validation score."""
+
+    name: str
+    value: float
+    epoch: int  # completed epochs
+
+
+def best_epoch(run: Run) -> Best | None:
+    """Return the best epoch by `growth.monitor` of the configuration, None before the first validation."""
+    monitor = str((run.config.get("growth") or {}).get("monitor", "nmi"))
+    name = "recall@1" if monitor == "recall_at_1" else monitor
+    scored = [(score(r["validation"], name), r["epoch"] + 1) for r in run.epochs]
+    known = [(value, -epoch) for value, epoch in scored if value is not None]
+    return Best(name, max(known)[0], -max(known)[1]) if known else None
 
 
 def loss_figure(run: Run, width: float = NARROW) -> Figure | None:
@@ -63,7 +82,7 @@ def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def score_figure(run: Run, width: float = NARROW) -> Figure | None:
-    """Validation scores of every epoch, the best epoch of the first curve marked."""
+    """Validation scores of every epoch; a line marks the epoch that was best by the monitored score."""
     curves = []
     for name, label in CURVES:
         scored = [(r["epoch"] + 1, score(r["validation"], name)) for r in run.epochs]
@@ -75,6 +94,9 @@ def score_figure(run: Run, width: float = NARROW) -> Figure | None:
     figure, axes = theme.new_figure(width, 3.0)
     for (label, points), colour in zip(curves, theme.SERIES, strict=False):
         axes.plot(points[:, 0], points[:, 1], color=colour, label=label, marker="o" if len(points) == 1 else None)
+    best = best_epoch(run)
+    if best is not None:
+        axes.axvline(best.epoch, color=theme.INK, linewidth=0.9, zorder=0)
     axes.set_title("Validation scores")
     _time_axis(axes, run)
     low, high = axes.get_ylim()
@@ -122,8 +144,7 @@ def growth_figure(run: Run, width: float = WIDE) -> Figure | None:
     figure, axes = theme.new_figure(width, 3.4 if width > NARROW else 3.6)
     for band in drawn:
         _band(axes, band, num_dims, end)
-    for split in lineage.splits(run.events):
-        axes.text(split.epoch, num_dims * 1.02, f"K={split.child + 1}", ha="center", va="bottom", color=theme.MUTED)
+    _mark_moments(axes, run, num_dims, end)
     axes.set_ylim(0, num_dims)
     axes.set_ylabel("dimension of the embedding")
     axes.grid(False)
@@ -133,6 +154,18 @@ def growth_figure(run: Run, width: float = WIDE) -> Figure | None:
     axes.spines[:].set_visible(False)
     _label_last_bands(axes, [b for b in drawn if b.end == max(d.end for d in drawn)], num_dims)
     return figure
+
+
+def _mark_moments(axes: Axes, run: Run, num_dims: int, end: float) -> None:
+    """Write above the bands where K changed and which epoch was kept."""
+    moments = [(s.epoch, f"K={s.child + 1}") for s in lineage.splits(run.events)]
+    best = best_epoch(run)
+    if best is not None:
+        axes.axvline(best.epoch, color=theme.INK, linewidth=1.2)
+        moments.append((float(best.epoch), "best"))
+    for place, (_, text) in zip(theme.spread([m[0] for m in moments], 0.055 * end), moments, strict=True):
+        colour = theme.INK if text == "best" else theme.MUTED
+        axes.text(place, num_dims * 1.02, text, ha="center", va="bottom", color=colour)
 
 
 def _band(axes: Axes, band: lineage.Band, num_dims: int, end: float) -> None:

@@ -121,19 +121,38 @@ def tsne_map(vectors: np.ndarray, seed: int) -> np.ndarray:
         return TSNE(2, init="pca", perplexity=perplexity, random_state=start, n_jobs=1).fit_transform(vectors)
 
 
+def class_colours(evaluation: Evaluation) -> dict[int, str]:
+    """Return {label: colour} of the ten largest classes, by label; the others are drawn in grey."""
+    assert evaluation.arrays is not None
+    classes, sizes = np.unique(evaluation.arrays.labels, return_counts=True)
+    largest = np.sort(classes[np.argsort(-sizes, kind="stable")[: len(theme.CLASSES)]])
+    return dict(zip(largest.tolist(), theme.CLASSES, strict=False))
+
+
+def gathering_place(points: np.ndarray, labels: np.ndarray, label: int) -> np.ndarray | None:
+    """Return the (2,) median of a class in a map if most points around it are of the class, else None."""
+    own = points[labels == label]
+    if not len(own):
+        return None
+    middle = np.median(own, axis=0)
+    nearest = np.argsort(((points - middle) ** 2).sum(axis=1), kind="stable")[: min(10, len(own))]
+    return middle if (labels[nearest] == label).mean() > 0.6 else None
+
+
 def map_figure(evaluation: Evaluation, points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """Scatter (n, 2) points by class: the ten largest classes have a colour and, where there is room, their name."""
+    """Scatter (n, 2) points by class; a class has its name written where it gathers."""
     figure, axes = theme.new_figure(figures.NARROW, figures.NARROW)
-    classes, sizes = np.unique(labels, return_counts=True)
-    coloured = np.sort(classes[np.argsort(-sizes, kind="stable")[: len(theme.CLASSES)]])
-    rest = points[~np.isin(labels, coloured)]
+    colours = class_colours(evaluation)
+    rest = points[~np.isin(labels, list(colours))]
     size = float(np.clip(9000 / max(len(points), 1), 5, 26))
     axes.scatter(rest[:, 0], rest[:, 1], s=size * 0.6, c=theme.REST, linewidths=0, alpha=0.5, rasterized=True)
-    for label, colour in zip(coloured, theme.CLASSES, strict=False):
+    for label, colour in sorted(colours.items(), key=lambda item: -int((labels == item[0]).sum())):  # rare ones on top
         own = points[labels == label]
         axes.scatter(own[:, 0], own[:, 1], s=size, c=colour, linewidths=0, alpha=0.8, rasterized=True)
-    for label in coloured:
-        middle = np.median(points[labels == label], axis=0)
+    for label in colours:
+        middle = gathering_place(points, labels, label)
+        if middle is None:
+            continue
         name = _short(evaluation.class_name(int(label)))
         text = axes.text(middle[0], middle[1], name, ha="center", va="center", weight="bold", fontsize=10)
         text.set_path_effects([withStroke(linewidth=3.2, foreground=theme.PAPER)])

@@ -87,12 +87,15 @@ def render(run: Run, gallery: Gallery) -> str:
     return template.render(
         css=Markup(environment.get_template("report.css").render()),  # no quote in it may be escaped
         name=run.name,
+        folder=run.path.resolve().name,
+        command=tables.command(run),
         status=run.status,
         lead=lead(run),
         splits=[s for s in SPLITS if s in run.evaluations],
         metrics=tables.metric_rows(run),
         counted=counted(run),
-        subspaces=tables.subspace_rows(run),
+        subspaces=(subspaces := tables.subspace_rows(run)),
+        with_nmi=any(row["nmi"] != tables.UNKNOWN for row in subspaces[:-1]),
         curves=list(curve_pictures(run, gallery)),
         growth=growth_picture(run, gallery),
         growths=tables.growth_rows(run),
@@ -108,12 +111,13 @@ def lead(run: Run) -> str:
     """Return what the run found in a few sentences."""
     sentences = []
     final = run.pictured
-    growths = [s for s in lineage.splits(run.events) if not s.undone]
     widths = (final.scores.get("widths") if final else None) or []
     number = len(widths) or run.status.get("num_subspaces")
     if number:
         size = f", {sum(widths)} dimensions in all" if widths else ""
-        grown = f", grown in {_plural(len(growths), 'split')}" if growths else ""
+        parts = lineage.partitions(run.events, widths)
+        added = number - len(parts[0][1]) if parts else 0
+        grown = f", grown in {_plural(added, 'split')}" if added > 0 else ""
         sentences.append(f"An embedding of {_plural(number, 'subspace')}{size}{grown}.")
     recall = score(final.scores, "recall@1") if final else None
     if final and recall is not None:
@@ -150,29 +154,15 @@ def curve_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
         "Training loss over epochs.",
         f"Loss of the training steps: mean of neighbouring steps and the band of their middle 80 %.{growth}",
     )
-    best = _best(run.epochs, _monitor(run))
-    told = f" Best validation {best[0]}: {best[1]:.3f} after epoch {best[2]}." if best else ""
+    best = figures.best_epoch(run)
+    told = f" Line: best {tables.metric_name(best.name)}, {best.value:.3f}, after epoch {best.epoch}." if best else ""
     curves = gallery.add(
         "scores",
         lambda width: figures.score_figure(run, width),
         f"Validation scores over epochs.{told}",
-        f"Scores on the validation split, which alone decides on growth and on the best model.{told}{growth}",
+        f"Scores on the validation split, which alone decides on growth and on the epoch that is kept.{told}{growth}",
     )
     yield from (p for p in (loss, curves) if p)
-
-
-def _monitor(run: Run) -> str:
-    name = (run.config.get("growth") or {}).get("monitor", "nmi")
-    return "recall@1" if name == "recall_at_1" else str(name)
-
-
-def _best(epochs: list[Record], name: str) -> tuple[str, float, int] | None:
-    known = [(score(r["validation"], name), r["epoch"] + 1) for r in epochs]
-    values = [(value, -epoch) for value, epoch in known if value is not None]
-    if not values:
-        return None
-    value, epoch = max(values)
-    return next((label for key, label, _ in tables.METRICS if key == name), name), value, -epoch
 
 
 def growth_picture(run: Run, gallery: Gallery) -> Picture | None:
@@ -186,7 +176,7 @@ def growth_picture(run: Run, gallery: Gallery) -> Picture | None:
         lambda width: figures.growth_figure(run, width),
         f"Layout of the embedding over epochs. {told}" if told else "Layout of the embedding: its subspaces.",
         "The embedding from its first dimension (bottom) to its last, over time. A growth splits one subspace: the "
-        "dimensions that matter most stay, the rest starts anew as the next subspace.",
+        "dimensions that matter most stay, the rest starts anew as the next subspace. Line: the epoch that is kept.",
         wide=True,
     )
 
@@ -229,8 +219,18 @@ def embedding_section(run: Run, gallery: Gallery) -> Record | None:
         "split": evaluation.split,
         "matrix": matrix,
         "mistakes": [(name(a), name(b), count, f"{100 * rate:.0f} %") for a, b, count, rate in worst],
+        "legend": legend(evaluation),
         "maps": list(_map_pictures(run, evaluation, gallery)),
     }
+
+
+def legend(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return (colour, class name) of the maps' classes."""
+    colours = maps.class_colours(evaluation)
+    named = [(colour, evaluation.class_name(label)) for label, colour in colours.items()]
+    assert evaluation.arrays is not None
+    others = len(np.unique(evaluation.arrays.labels)) - len(named)
+    return [*named, (theme.REST, _plural(others, "other class", "other classes"))] if others else named
 
 
 def _matrix_caption(confusion: maps.Confusion) -> str:
@@ -244,23 +244,21 @@ def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterato
     assert evaluation.arrays is not None
     rows = maps.sample_rows(len(evaluation.arrays.labels), maps.MAX_TSNE_POINTS, run.seed)
     vectors, labels = evaluation.arrays.vectors[rows], evaluation.arrays.labels[rows]
-    num_classes = len(np.unique(labels))
     which = f"{len(rows):,} {evaluation.split} images by class"
-    coloured = "" if num_classes <= len(theme.CLASSES) else f" The {len(theme.CLASSES)} largest classes have a colour."
     flat, share = maps.pca_map(vectors)
     neighbourly = maps.tsne_map(vectors, run.seed)
     pca = gallery.add(
         "pca",
         lambda width: maps.map_figure(evaluation, flat, labels, "PCA"),
         f"Scatter plot of {which}, first two principal components.",
-        f"{which}: the plane of largest variance, {100 * share.sum():.0f} % of the whole.{coloured}",
+        f"{which}: the plane of largest variance, {100 * share.sum():.0f} % of the whole.",
     )
     tsne = gallery.add(
         "tsne",
         lambda width: maps.map_figure(evaluation, neighbourly, labels, "t-SNE"),
         f"t-SNE map of {which}.",
         f"{which}: images that are neighbours in the embedding are drawn near each other. Distances between groups "
-        f"mean little.{coloured}",
+        "mean little.",
     )
     yield from (p for p in (pca, tsne) if p)
 

@@ -5,12 +5,13 @@ Legend: K subspaces; a score is None where it was not computed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from launch.report import lineage, theme
+from launch.report import figures, lineage, theme
 from launch.report.collect import SPLITS, Record, Run, score
 from launch.status import timestamp
 
@@ -28,6 +29,10 @@ METRICS = (
 
 
 UNKNOWN = "\N{EN DASH}"
+
+
+def metric_name(key: str) -> str:
+    return next((name for known, name, _ in METRICS if known == key), key)
 
 
 def shown(value: float | None, digits: int = 3) -> str:
@@ -58,13 +63,13 @@ def subspace_rows(run: Run) -> list[Record]:
     scores = run.pictured.scores
     blocks = scores.get("per_subspace") or []
     widths = scores.get("widths") or [b.get("width") for b in blocks]
-    counts: list[int] = next((e["counts"] for e in reversed(run.named("recluster")) if e.get("counts")), [])
+    counts = _last_counts(run, len(widths))
     if len(widths) < 2:
         return []
     rows = []
     for k, width in enumerate(widths):
         block = blocks[k] if k < len(blocks) and isinstance(blocks[k], dict) else {}
-        share = counts[k] / max(sum(counts), 1) if len(counts) == len(widths) else None
+        share = counts[k] / max(sum(counts), 1) if counts else None
         rows.append(
             {
                 "name": f"S{k + 1}",
@@ -79,6 +84,14 @@ def subspace_rows(run: Run) -> list[Record]:
     whole = {"recall": "recall@1", "nmi": "nmi", "map": "map_at_r"}
     whole = {name: shown(score(scores, key)) for name, key in whole.items()}
     return [*rows, {"name": "all", "colour": "", "width": sum(widths), "share": "", **whole}]
+
+
+def _last_counts(run: Run, num_subspaces: int) -> list[int]:
+    """Return the cluster sizes that the kept weights were trained on: the last of as many clusters as subspaces."""
+    best = figures.best_epoch(run)
+    fitting = [e for e in run.named("recluster") if len(e.get("counts") or []) == num_subspaces]
+    before = [e for e in fitting if best is None or (e.get("epoch") or 0) < best.epoch]
+    return list((before or fitting)[-1]["counts"]) if fitting else []
 
 
 def growth_rows(run: Run) -> list[Record]:
@@ -126,17 +139,23 @@ def fact_rows(run: Run) -> list[tuple[str, str]]:
         ("preemptions", len(run.named("preempted"))),
         ("wall time", spoken(duration) if (duration := duration_s(run)) is not None else None),
         ("median speed", f"{np.median(speed):,.0f} images/s" if speed else None),
-        *flattened(run.env),
+        *flattened({name: value for name, value in run.env.items() if name != "command"}),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "", [])]
 
 
-def flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, text) of every leaf."""
+def command(run: Run) -> str:
+    """Return the command that made the run, as a shell would take it."""
+    given = run.env.get("command") or ""
+    return shlex.join(str(part) for part in given) if isinstance(given, list) else str(given)
+
+
+def flattened(mapping: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of every leaf of a nested mapping."""
     for key, value in mapping.items():
-        name = f"{prefix}{str(key).replace('_', ' ')}"
+        name = str(key).replace("_", " ") if str(key).islower() else str(key)
         if isinstance(value, Mapping):
-            yield from flattened(value, f"{name} · ")
+            yield from flattened(value)
         elif isinstance(value, (list, tuple)):
             yield name, ", ".join(str(v) for v in value) or "none"
         else:
