@@ -72,12 +72,13 @@ def build(
     if os.path.lexists(dest):
         raise UserError(f"{dest} exists already; choose another place or remove it first.")
     _check_arguments(size, stored, fit, shard_mb, channels)
-    listing = read_source(source, given, size)
-    size = size or (None if stored == "as-is" else listing.default_size)
-    stored = stored or ("as-is" if size is None else "raw")
-    notes = [*listing.warnings, *_group_overlap(listing)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"pydicom\.")  # what matters of a file goes to rejected.csv
+        listing = read_source(source, given, size)
+        size = size or (None if stored == "as-is" else listing.default_size)
+        stored = stored or ("as-is" if size is None else "raw")
+        notes = [*listing.warnings, *_group_overlap(listing)]
         headers, rejected = _headers(listing, progress)
         _stop_if_strict(listing, rejected, strict)
         form = Form(size, stored, fit, _channels(headers, channels))

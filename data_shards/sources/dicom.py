@@ -11,6 +11,7 @@ Legend: H, W height and width of a frame; C channels, 1 or 3.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ def read(
     "patient" (hash of PatientID), "none", or what folder: and table: know. Raises UserError without pydicom.
     """
     _check_options(window, frames)
+    # it logs a traceback for a file that cannot be decoded; the reason goes to rejected.csv instead
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     base_group = "none" if group == "patient" else group
     if path.is_dir():
         files, root = list_images(path, _SUFFIXES, base_group), path

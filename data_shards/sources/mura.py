@@ -53,9 +53,7 @@ def read(path: Path, *, validation: float = 0.1, seed: int = 0) -> Listing:
                 records.append(record)
     warnings = differences(records, COUNTS, "the official v1.1 set")
     if left_out:
-        warnings.append(
-            f"{len(left_out)} files lie where MURA has no images and were left out, e.g. {left_out[0]}."
-        )
+        warnings.append(f"{len(left_out)} files lie where MURA has no images and were left out, e.g. {left_out[0]}.")
     return Listing("mura", CLASSES, tuple(carve(records, validation, seed)), root=root, warnings=tuple(warnings))
 
 

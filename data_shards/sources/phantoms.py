@@ -13,7 +13,8 @@ Legend: P side of the drawing in pixels.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def label_of(values: FloatArray, by: tuple[str, ...], levels: int) -> str:
     return "-".join(f"{name}{int(values[FACTORS.index(name)] * levels)}" for name in by)
 
 
-def draw(index: int, values: FloatArray, pixels: int, seed: int) -> tuple[UInt8Array, UInt8Array]:
+def draw(index: int, values: Sequence[float], pixels: int, seed: int) -> tuple[UInt8Array, UInt8Array]:
     """Return the (P, P, 3) uint8 image of one sample and its (P, P) mask, 255 inside the lesion."""
     colour, shape, size, artefact = values
     rng = generator(seed, "phantom", index)
@@ -93,12 +94,17 @@ def _record(index: int, values: FloatArray, by: tuple[str, ...], levels: int, pi
 
 
 def _load(index: int, values: FloatArray, pixels: int, seed: int, channels: int) -> UInt8Array:
-    image, _ = draw(index, values, pixels, seed)
+    image, _ = _drawn(index, tuple(values), pixels, seed)
     return image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def _mask(index: int, values: FloatArray, pixels: int, seed: int) -> UInt8Array:
-    return draw(index, values, pixels, seed)[1]
+    return _drawn(index, tuple(values), pixels, seed)[1]
+
+
+@lru_cache(maxsize=16)  # image and mask of a sample are asked for one after the other
+def _drawn(index: int, values: tuple[float, ...], pixels: int, seed: int) -> tuple[UInt8Array, UInt8Array]:
+    return draw(index, values, pixels, seed)
 
 
 def _label_factors(label_by: str) -> tuple[str, ...]:

@@ -38,16 +38,17 @@ def assign_counts(
     for index, record in enumerate(records):
         units[f"group:{record.group}" if record.group else f"path:{record.path}"].append(index)
     order = sorted(units, key=lambda name: (key(seed, "split", name), name))
-    taken: dict[str, Counter[str]] = defaultdict(Counter)
+    wanted = list(dict.fromkeys(split for quota in quotas.values() for split in quota))
+    taken: dict[str, Counter[str]] = {split: Counter() for split in wanted}
     splits = [rest] * len(records)
     for name in order:
-        label = Counter(records[index].label for index in units[name]).most_common(1)[0][0]
-        wanted = quotas.get(label, {})
-        room = [split for split, quota in wanted.items() if _fits(taken[label][split], quota, len(units[name]))]
-        if room:
-            for index in units[name]:
-                splits[index] = room[0]
-                taken[records[index].label][room[0]] += 1
+        sizes = Counter(records[index].label for index in units[name])
+        for split in wanted:
+            if _nearer(sizes, taken[split], {label: quotas.get(label, {}).get(split, 0) for label in sizes}):
+                taken[split].update(sizes)
+                for index in units[name]:
+                    splits[index] = split
+                break
     return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
 
 
@@ -94,6 +95,8 @@ def shuffled(num: int, *parts: int | str) -> list[int]:
     return np.argsort(uniform(fold(key(*parts), np.arange(num)), 1)[:, 0], kind="stable").tolist()
 
 
-def _fits(taken: int, quota: int, size: int) -> bool:
-    """A unit is taken when that brings the split nearer to its quota; a lone image never overshoots."""
-    return taken < quota and abs(taken + size - quota) <= quota - taken
+def _nearer(sizes: Mapping[str, int], taken: Mapping[str, int], quotas: Mapping[str, int]) -> bool:
+    """A unit is taken unless it leads away from the quotas of its classes; a lone image never overshoots."""
+    before = sum(abs(quotas[label] - taken[label]) for label in sizes)
+    after = sum(abs(quotas[label] - taken[label] - num) for label, num in sizes.items())
+    return after <= before

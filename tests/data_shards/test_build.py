@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import namedtuple
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
 ) -> None:
     usage = namedtuple("usage", "free")(100)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="needs about .* free some space"):
+    with pytest.raises(UserError, match=r"needs about .* free some space"):
         build(f"folder:{class_folder}", tmp_path / "dest", size=8)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -163,7 +164,7 @@ def test_info_is_json_and_a_table(tmp_path: Path) -> None:
     content = info(tmp_path / "digits")
     assert content["num_images"] == {"train": 1079, "validation": 359, "test": 359}
     assert content["image_size"] == 32
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(render_info(content))
     text = console.export_text()
     assert "digits: 1,797 images, 10 classes, 32 px gray" in text

@@ -69,7 +69,7 @@ def test_unknown_and_empty_splits_name_those_that_exist(many_shards: Path) -> No
     folder = open_shards(many_shards)
     with pytest.raises(UserError, match=r"'tset' .* does not exist \(did you mean 'test'\?\).*train, test"):
         folder.split("tset")
-    with pytest.raises(UserError, match="'validation' .* has no images"):
+    with pytest.raises(UserError, match=r"'validation' .* has no images"):
         folder.split("validation")
 
 
