@@ -130,10 +130,11 @@ class Assignment:
         """Make every cluster trainable, or empty.
 
         A deficient cluster first takes rows from its `reserves` (K, R): the rows of other clusters that lose least by
-        moving, and only while their own cluster stays trainable. Keeping the subspace alive is better than emptying
-        it: well-trained clusters are often pure, which would leave their subspace untrained for good, and the nearest
-        rows of other classes are just the negatives that it lacks. Where the reserves do not suffice, the cluster is
-        merged into the nearest remaining one by (K, F) centroids; its subspace then has no rows and gets no steps.
+        moving, and only while that leaves their own cluster no less trainable. Keeping the subspace alive is better
+        than emptying it: well-trained clusters are often pure, which would leave their subspace untrained for good, and
+        the nearest rows of other classes are just the negatives that it lacks. Where the reserves do not suffice, the
+        cluster is merged into the nearest remaining one by (K, F) centroids; its subspace then has no rows and gets no
+        steps.
         """
         labels = self.labels.copy()
         classes = np.unique(class_labels, return_inverse=True)[1].astype(np.int64)
@@ -210,8 +211,9 @@ def _top_up(
         short_of_classes = np.count_nonzero(table[k] >= 2) < rule.min_classes
         if donor in (k, LEFT_OUT) or (short_of_classes and table[k, kind] >= 2):
             continue
+        pairs_before = min(np.count_nonzero(table[donor] >= 2), rule.min_classes)
         table[donor, kind] -= 1
-        if not _trainable(table[donor], rule):
+        if table[donor].sum() < rule.min_size or np.count_nonzero(table[donor] >= 2) < pairs_before:
             table[donor, kind] += 1
             continue
         table[k, kind] += 1
