@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_shards.decode import UInt8Array, Unreadable, to_array
+from data_shards.sources.dicom_codestream import stated_size
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -52,6 +53,8 @@ def _decoded(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
     from pydicom.pixels import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed:
+        _check_stream(dataset, frame)
     try:
         return np.asarray(pixel_array(dataset, index=frame))
     except RuntimeError as error:
@@ -64,6 +67,19 @@ def _decoded(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
             else f": {' '.join(str(error).split())[:120]}"
         )
         raise Unreadable(f"compressed pixels ({syntax.name}) cannot be decoded{hint}") from None
+
+
+def _check_stream(dataset: Dataset, frame: int) -> None:
+    """Raise Unreadable unless the compressed frame is of the size that the header states and that was checked."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        return  # decoded into an array of the header's size
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    stated = stated_size(get_frame(dataset.PixelData, frame, number_of_frames=frames))
+    if stated != (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel):
+        raise Unreadable(f"compressed pixels state another size (height, width, samples {stated}) than the header")
 
 
 def _shades(dataset: Dataset, raw: npt.NDArray[Any], window: str | tuple[float, float]) -> FloatArray:
