@@ -169,10 +169,10 @@ def _mark_moments(axes: Axes, run: Run, num_dims: int, end: float) -> None:
 
 
 def _band(axes: Axes, band: lineage.Band, num_dims: int, end: float) -> None:
-    """Draw one band, with its width written in where there is room for it."""
+    """Draw one band, a hair too long so that no seam shows, with its width where there is room for it."""
     colour, gap = theme.subspace_colour(band.subspace), num_dims * 0.005
     low, high = band.low + gap, band.low + band.width - gap
-    axes.fill_between([band.start, band.end], low, high, color=colour, linewidth=0)
+    axes.fill_between([band.start, band.end + 0.001 * end], low, high, color=colour, linewidth=0)
     if band.end < end and band.width > 0.09 * num_dims and band.end - band.start > 0.1 * end:
         place = (band.start + 0.012 * end, band.low + band.width / 2)
         axes.text(*place, f"S{band.subspace + 1} · {band.width}", va="center", color=contrast_ink(colour))

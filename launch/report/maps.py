@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -63,16 +64,11 @@ def nearest_confusion(labels: np.ndarray, neighbours: np.ndarray) -> Confusion:
 
 
 def confusion_figure(evaluation: Evaluation, confusion: Confusion) -> Figure | None:
-    """Confusion as a matrix; of many classes, the ones most often mistaken."""
-    if len(confusion.classes) < 2:
+    """Confusion as a matrix; None for one class, and for more than can be told apart."""
+    if not 2 <= len(confusion.classes) <= MAX_MATRIX_CLASSES:
         return None
     rates = confusion.rates
-    shown = np.arange(len(rates))
-    if len(shown) > MAX_MATRIX_CLASSES:
-        errors = confusion.counts.sum(axis=1) - confusion.counts.diagonal()
-        shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_MATRIX_CLASSES])
-    rates = rates[np.ix_(shown, shown)]
-    names = [_short(evaluation.class_name(int(confusion.classes[i]))) for i in shown]
+    names = [short(evaluation.class_name(int(label))) for label in confusion.classes]
     figure, axes = theme.new_figure(figures.NARROW, figures.NARROW)
     axes.imshow(np.ma.masked_less(rates, 0.005), cmap=theme.HEAT, vmin=0, vmax=1, interpolation="nearest")
     slanted: Any = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
@@ -96,8 +92,22 @@ def _write_rates(axes: Axes, rates: np.ndarray) -> None:
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
 
 
-def _short(name: str, limit: int = 16) -> str:
-    return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
+def class_recall_figure(confusion: Confusion) -> Figure:
+    """How many classes have which recall@1: what a matrix of hundreds of classes cannot show."""
+    rates = confusion.rates.diagonal()[confusion.counts.sum(axis=1) > 0]
+    figure, axes = theme.new_figure(figures.NARROW, 3.0)
+    axes.hist(rates, bins=np.linspace(0, 1, 11).tolist(), color=theme.ACCENT, rwidth=0.9)
+    axes.set_title("Recall@1 of the classes")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("recall@1 of a class")
+    axes.set_ylabel("classes")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def short(name: str, limit: int = 18) -> str:
+    """Return a name of at most `limit` characters; the end is kept, since it is what tells long names apart."""
+    return name if len(name) <= limit else f"{name[: limit // 3]}…{name[-(limit - limit // 3 - 1) :]}"
 
 
 def sample_rows(num_rows: int, limit: int, seed: int) -> np.ndarray:
@@ -144,7 +154,7 @@ def map_figure(evaluation: Evaluation, points: np.ndarray, labels: np.ndarray, t
     figure, axes = theme.new_figure(figures.NARROW, figures.NARROW)
     colours = class_colours(evaluation)
     rest = points[~np.isin(labels, list(colours))]
-    size = float(np.clip(9000 / max(len(points), 1), 5, 26))
+    size = float(np.clip(14000 / max(len(points), 1), 8, 28))
     axes.scatter(rest[:, 0], rest[:, 1], s=size * 0.6, c=theme.REST, linewidths=0, alpha=0.5, rasterized=True)
     for label, colour in sorted(colours.items(), key=lambda item: -int((labels == item[0]).sum())):  # rare ones on top
         own = points[labels == label]
@@ -153,7 +163,7 @@ def map_figure(evaluation: Evaluation, points: np.ndarray, labels: np.ndarray, t
         middle = gathering_place(points, labels, label)
         if middle is None:
             continue
-        name = _short(evaluation.class_name(int(label)))
+        name = short(evaluation.class_name(int(label)))
         text = axes.text(middle[0], middle[1], name, ha="center", va="center", weight="bold", fontsize=10)
         text.set_path_effects([withStroke(linewidth=3.2, foreground=theme.PAPER)])
     axes.set_title(title)

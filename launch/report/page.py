@@ -83,6 +83,7 @@ def render(run: Run, gallery: Gallery) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = maps.short
     template = environment.get_template("report.html.j2")
     return template.render(
         css=Markup(environment.get_template("report.css").render()),  # no quote in it may be escaped
@@ -160,7 +161,7 @@ def curve_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
         "scores",
         lambda width: figures.score_figure(run, width),
         f"Validation scores over epochs.{told}",
-        f"Scores on the validation split, which alone decides on growth and on the epoch that is kept.{told}{growth}",
+        f"Scores on the validation split, which alone decides on growth and on the epoch that is kept; macro is recall@1 averaged over classes.{told}{growth}",
     )
     yield from (p for p in (loss, curves) if p)
 
@@ -213,8 +214,15 @@ def embedding_section(run: Run, gallery: Gallery) -> Record | None:
         "confusion",
         lambda width: maps.confusion_figure(evaluation, confusion),
         f"Confusion matrix of the nearest neighbour. {told or 'No mistakes'}.",
-        _matrix_caption(confusion),
+        "Per cent of the queries of a class (row) whose nearest neighbour is of the class of the column.",
     )
+    if matrix is None:
+        matrix = gallery.add(
+            "confusion",
+            lambda width: maps.class_recall_figure(confusion),
+            f"Histogram of the recall@1 of the classes. {told or 'No mistakes'}.",
+            f"How many of the {len(confusion.classes):,} classes have which recall@1.",
+        )
     return {
         "split": evaluation.split,
         "matrix": matrix,
@@ -231,13 +239,6 @@ def legend(evaluation: Evaluation) -> list[tuple[str, str]]:
     assert evaluation.arrays is not None
     others = len(np.unique(evaluation.arrays.labels)) - len(named)
     return [*named, (theme.REST, _plural(others, "other class", "other classes"))] if others else named
-
-
-def _matrix_caption(confusion: maps.Confusion) -> str:
-    part = ""
-    if len(confusion.classes) > maps.MAX_MATRIX_CLASSES:
-        part = f" The {maps.MAX_MATRIX_CLASSES} of {len(confusion.classes):,} classes with most mistakes are shown."
-    return f"Per cent of the queries of a class (row) whose nearest neighbour is of the class of the column.{part}"
 
 
 def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterator[Picture]:

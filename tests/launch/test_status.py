@@ -41,7 +41,7 @@ def test_running_again_clears_the_reason_of_the_attempt_before(tmp_path: Path) -
     assert (found["exit_code"], found["reason"], found["step"]) == (None, None, 9)
 
 
-@pytest.mark.parametrize("fields", [{"state": "finished"}, {"step": 1}, {"state": "running", "speed": 3}])
+@pytest.mark.parametrize("fields", [{"state": "finished"}, {"stage": 1}, {"state": "running", "speed": 3}])
 def test_unknown_states_and_fields_are_refused(tmp_path: Path, fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"state|field"):
         status.write_status(tmp_path, **fields)

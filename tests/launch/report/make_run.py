@@ -100,8 +100,9 @@ def make_run(
     config = {"name": "digits", "seed": 7, "data": {"shards": str(shards or "missing-shards"), "image_size": 32}}
     config |= {"train": {"epochs": num_epochs, "batch_size": 32}, "model": {"num_dims": 32}}
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    env = {"python": "3.11.9", "torch": "2.13.0+cpu", "ray": "2.60.0", "command": "subspace train configs/demo.yaml"}
-    (run / "env.json").write_text(json.dumps(env | {"git_commit": "9724394", "num_cpus": 2, "gpus": []}))
+    env = {"versions": {"python": "3.11.9", "torch": "2.13.0"}, "command": ["subspace", "train", "configs/a b.yaml"]}
+    env |= {"machine": {"processor": "x86_64", "cores": 2}, "threads": {"OMP_NUM_THREADS": None}}
+    (run / "env.json").write_text(json.dumps(env))
     status = {"state": "completed", "epoch": num_epochs, "step": num_epochs * 12, "num_subspaces": len(growth) + 1}
     status |= {"world_size": 2, "attempt": 0, "exit_code": 0, "reason": None, "time": START_TIME + num_epochs * 5}
     (run / "status.json").write_text(json.dumps(status))

@@ -63,3 +63,22 @@ def test_tsne_map_repeats_and_keeps_classes_together(digits: tuple[np.ndarray, .
     assert np.array_equal(points, maps.tsne_map(vectors[:150], seed=3))
     nearest = neighbours_of(points, 1)[1][:, 0]
     assert (labels[:150][nearest] == labels[:150]).mean() > 0.75
+
+
+def test_a_class_has_its_name_only_where_it_gathers() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 50)
+    points = rng.normal(size=(150, 2)) * 0.1
+    points[:50] += 5
+    place = maps.gathering_place(points, labels, 0)
+    assert place is not None
+    assert place == pytest.approx(np.median(points[:50], axis=0))
+    assert maps.gathering_place(points, labels, 1) is None or maps.gathering_place(points, labels, 2) is None
+    assert maps.gathering_place(points, labels, 9) is None
+
+
+def test_short_names_keep_what_tells_them_apart() -> None:
+    assert maps.short("melanocytic nevus") == "melanocytic nevus"
+    names = {maps.short(f"Alphabet_of_the_Magi/character{n:02d}") for n in range(20)}
+    assert len(names) == 20
+    assert {len(name) for name in names} == {18}

@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -99,6 +100,8 @@ def test_numbers_are_those_of_the_files(page: Page, digit_run: Path) -> None:
     assert f"{100 * recall:.1f} % have a nearest neighbour of their own class" in page.text
     assert "3 subspaces, 32 dimensions in all, grown in 2 splits" in page.text
     assert "S1 (32)" in page.text
+    assert "subspace train 'configs/a b.yaml'" in page.text
+    assert "torch 2.13.0" in page.text
     assert "S2 (8) + S3 (11)" in page.text
 
 
@@ -153,6 +156,8 @@ def test_words_of_the_user_are_escaped(digit_run: Path, tmp_path: Path) -> None:
     shutil.copytree(digit_run, run)
     config = (run / "config.yaml").read_text().replace("name: digits", 'name: "<script>alert(1)</script>"')
     (run / "config.yaml").write_text(config)
+    for path in (run / "evaluation").glob("*.safetensors"):
+        path.unlink()  # maps take seconds, and have no words of the user
     found = page_of(run)
     assert not found.all("script")
     assert "<script>alert(1)</script>" in found.text
@@ -171,3 +176,14 @@ def test_damage_is_named(digit_run: Path, tmp_path: Path) -> None:
     (run / "evaluation/test.json").write_text("{")
     with pytest.raises(DataIntegrityError, match=r"test.json is damaged"):
         write_report(run)
+
+
+def test_many_classes_get_a_histogram_instead_of_a_matrix(digit_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "many"
+    shutil.copytree(digit_run, run)
+    tensors = load_file(run / "evaluation/test.safetensors")
+    tensors["labels"] = tensors["labels"] * 10 + np.arange(len(tensors["labels"])) % 3  # thirty classes
+    save_file(tensors, run / "evaluation/test.safetensors")
+    found = page_of(run)
+    assert any("Histogram of the recall@1" in (a.get("alt") or "") for a in found.all("img"))
+    assert "20 other classes" in found.text

@@ -1,0 +1,71 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.report import figures, tables
+from launch.report.collect import Evaluation, Run
+
+
+def run_of(**parts: Any) -> Run:
+    known: dict[str, Any] = {"config": {}, "env": {}, "steps": [], "epochs": [], "events": [], "evaluations": {}}
+    return Run(path=Path("r"), status={"state": "completed"}, config_text="", **{**known, **parts})
+
+
+def test_best_epoch_is_the_first_with_the_highest_monitored_score() -> None:
+    values = [0.2, 0.5, 0.4, 0.5]
+    epochs = [{"epoch": e, "validation": {"nmi": {"mean": v}, "recall": {"1": e / 10}}} for e, v in enumerate(values)]
+    assert figures.best_epoch(run_of(epochs=epochs)) == figures.Best("nmi", 0.5, 2)
+    by_recall = run_of(epochs=epochs, config={"growth": {"monitor": "recall_at_1"}})
+    assert figures.best_epoch(by_recall) == figures.Best("recall@1", 0.3, 4)
+    assert figures.best_epoch(run_of()) is None
+
+
+def test_subspaces_are_those_of_the_kept_weights() -> None:
+    """Training went on to three subspaces, but the best epoch had two."""
+    sizes = {1: [60, 40], 3: [10, 90], 5: [3, 3, 4]}
+    events = [{"event": "recluster", "epoch": e, "counts": c} for e, c in sizes.items()]
+    epochs = [{"epoch": e, "validation": {"nmi": {"mean": 1.0 if e == 2 else 0.5}}} for e in range(6)]
+    blocks = [{"subspace": 0, "width": 5, "recall_at_1": 0.0}, {"subspace": 1, "width": 3, "recall_at_1": 0.25}]
+    scores = {"widths": [5, 3], "per_subspace": blocks, "recall": {"1": 0.75}}
+    found = {"test": Evaluation("test", scores, None)}
+    rows = tables.subspace_rows(run_of(events=events, epochs=epochs, evaluations=found))
+    assert [(r["name"], r["width"], r["share"], r["recall"]) for r in rows] == [
+        ("S1", 5, "60 %", "0.000"),
+        ("S2", 3, "40 %", "0.250"),
+        ("all", 8, "", "0.750"),
+    ]
+    assert {r["nmi"] for r in rows} == {tables.UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.4, "12 s"), (300, "5 min"), (7260, "2 h 01 min"), (90000, "25 h 00 min")]
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert tables.spoken(seconds) == text
+
+
+def test_flattened_names_leaves() -> None:
+    nested = {"versions": {"scikit-learn": "1.9"}, "threads": {"OMP_NUM_THREADS": None}, "num_cpus": 2, "gpus": []}
+    assert list(tables.flattened(nested)) == [
+        ("scikit-learn", "1.9"),
+        ("OMP_NUM_THREADS", tables.UNKNOWN),
+        ("num cpus", "2"),
+        ("gpus", "none"),
+    ]
+
+
+def test_metric_rows_leave_out_what_nobody_measured() -> None:
+    both = {
+        "test": Evaluation("test", {"recall": {"1": 0.5}, "nmi": {"mean": 0.25, "std": 0.01}}, None),
+        "validation": Evaluation("validation", {"recall": {"1": 0.625}}, None),
+    }
+    rows = tables.metric_rows(run_of(evaluations=both))
+    assert [(r["name"], r["values"]) for r in rows] == [
+        ("recall@1", ["0.500", "0.625"]),
+        ("NMI", ["0.250 ± 0.010", tables.UNKNOWN]),
+    ]
