@@ -6,8 +6,8 @@ DataLoader would wrap them in a traceback.
 
 Two speeds. Images of one size that is (nearly) the final one are gathered as one uint8 array and processed as a batch,
 a random crop becoming part of the warp; all others are decoded and cropped one by one with Pillow's antialiased filter.
-A reading thread beside the training loop is left out on purpose: the first kind took 1 % of a step of the small network on one
-core (64 px RGB, 28 px gray), and the second belongs into workers.
+A reading thread beside the training loop is left out on purpose: the first kind took 1 % of a step of the small network
+on one core (64 px RGB, 28 px gray), and the second belongs into workers.
 
 Legend: B rows of this rank, V views, C channels, S x S pixels.
 """
