@@ -207,7 +207,7 @@ def _fingerprint(
 
 
 def _identity(record: Record, header: Header) -> list[Any]:
-    stamps = [os.stat(file).st_mtime_ns for file in (record.file, record.mask_file) if file is not None]
+    stamps = [file.stat().st_mtime_ns for file in (record.file, record.mask_file) if file is not None and file.exists()]
     return [record.path, record.label, record.split, record.group, header.num_bytes, *stamps]
 
 
