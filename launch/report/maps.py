@@ -117,6 +117,17 @@ def sample_rows(num_rows: int, limit: int, seed: int) -> np.ndarray:
     return np.sort(keyed.generator(seed, "report map").permutation(num_rows)[:limit])
 
 
+def has_shape(vectors: np.ndarray) -> bool:
+    """Return whether (N, D) vectors can be drawn: finite, and not collapsed to a point or a line.
+
+    t-SNE ends the process on vectors that are all alike, and a map of them would be no picture.
+    """
+    if min(vectors.shape) < 2 or not np.isfinite(vectors).all():
+        return False
+    spread = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    return bool(spread[1] > 1e-4 * np.sqrt(len(vectors)))
+
+
 def pca_map(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (N, 2) principal coordinates and the (2,) shares of variance they hold."""
     fitted = PCA(2, svd_solver="full").fit(vectors)

@@ -161,7 +161,8 @@ def curve_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
         "scores",
         lambda width: figures.score_figure(run, width),
         f"Validation scores over epochs.{told}",
-        f"Scores on the validation split, which alone decides on growth and on the epoch that is kept; macro is recall@1 averaged over classes.{told}{growth}",
+        "Scores on the validation split, which alone decides on growth and on the epoch that is kept; macro is "
+        f"recall@1 averaged over classes.{told}{growth}",
     )
     yield from (p for p in (loss, curves) if p)
 
@@ -227,6 +228,7 @@ def embedding_section(run: Run, gallery: Gallery) -> Record | None:
         "split": evaluation.split,
         "matrix": matrix,
         "mistakes": [(name(a), name(b), count, f"{100 * rate:.0f} %") for a, b, count, rate in worst],
+        "collapsed": not maps.has_shape(evaluation.arrays.vectors),
         "legend": legend(evaluation),
         "maps": list(_map_pictures(run, evaluation, gallery)),
     }
@@ -245,6 +247,8 @@ def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterato
     assert evaluation.arrays is not None
     rows = maps.sample_rows(len(evaluation.arrays.labels), maps.MAX_TSNE_POINTS, run.seed)
     vectors, labels = evaluation.arrays.vectors[rows], evaluation.arrays.labels[rows]
+    if not maps.has_shape(vectors):
+        return
     which = f"{len(rows):,} {evaluation.split} images by class"
     flat, share = maps.pca_map(vectors)
     neighbourly = maps.tsne_map(vectors, run.seed)

@@ -82,3 +82,11 @@ def test_short_names_keep_what_tells_them_apart() -> None:
     names = {maps.short(f"Alphabet_of_the_Magi/character{n:02d}") for n in range(20)}
     assert len(names) == 20
     assert {len(name) for name in names} == {18}
+
+
+def test_collapsed_vectors_have_no_map(digits: tuple[np.ndarray, ...]) -> None:
+    assert maps.has_shape(digits[0])
+    assert maps.has_shape(np.eye(3))
+    line = np.linspace(0, 1, 50)[:, None] * np.array([[1.0, 2.0, 3.0]])
+    for vectors in (np.ones((30, 4)), line, np.ones((30, 1)), np.full((5, 5), np.nan), np.eye(3)[:1]):
+        assert not maps.has_shape(vectors)

@@ -187,3 +187,12 @@ def test_many_classes_get_a_histogram_instead_of_a_matrix(digit_run: Path, tmp_p
     found = page_of(run)
     assert any("Histogram of the recall@1" in (a.get("alt") or "") for a in found.all("img"))
     assert "20 other classes" in found.text
+
+
+def test_a_collapsed_embedding_is_told(digit_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "collapsed"
+    shutil.copytree(digit_run, run)
+    tensors = load_file(run / "evaluation/test.safetensors")
+    tensors["vectors"] = np.ones_like(tensors["vectors"])
+    save_file(tensors, run / "evaluation/test.safetensors")
+    assert "The embedding has collapsed." in page_of(run).text
