@@ -54,6 +54,8 @@ def loss_figure(run: Run, width: float = NARROW) -> Figure | None:
         return None
     position, loss = step_positions(run.steps), np.array([s["loss"] for s in run.steps], dtype=float)
     finite = np.isfinite(loss)
+    if not finite.any():
+        return None
     centre, mean, low, high = binned(position[finite], loss[finite])
     figure, axes = theme.new_figure(width, 3.0)
     axes.fill_between(centre, low, high, color=theme.ACCENT, alpha=0.16, linewidth=0)
@@ -73,8 +75,8 @@ def step_positions(steps: Sequence[Record]) -> np.ndarray:
 
 
 def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return centre, mean, 10th and 90th percentile of runs of neighbouring points, about 20 or more per run."""
-    num_bins = int(np.clip(len(x) // 20, 1, _MAX_POINTS)) if len(x) > 60 else max(1, len(x))
+    """Return centre, mean, 10th and 90th percentile of runs of neighbouring points, about 20 or more of many."""
+    num_bins = int(np.clip(len(x) // 20, min(len(x), 24), _MAX_POINTS))
     parts = [p for p in np.array_split(np.arange(len(x)), num_bins) if len(p)]
     summary = [(x[p].mean(), y[p].mean(), np.quantile(y[p], 0.1), np.quantile(y[p], 0.9)) for p in parts]
     columns = np.array(summary).reshape(-1, 4).T

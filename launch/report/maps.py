@@ -124,8 +124,8 @@ def has_shape(vectors: np.ndarray) -> bool:
     """
     if min(vectors.shape) < 2 or not np.isfinite(vectors).all():
         return False
-    spread = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
-    return bool(spread[1] > 1e-4 * np.sqrt(len(vectors)))
+    variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False, dtype=np.float64))  # ascending
+    return bool(variances[-2] > 1e-8)
 
 
 def pca_map(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -115,11 +115,14 @@ def lead(run: Run) -> str:
     widths = (final.scores.get("widths") if final else None) or []
     number = len(widths) or run.status.get("num_subspaces")
     if number:
-        size = f", {sum(widths)} dimensions in all" if widths else ""
+        size = f"of {sum(widths)} dimensions " if widths else ""
         parts = lineage.partitions(run.events, widths)
         added = number - len(parts[0][1]) if parts else 0
         grown = f", grown in {_plural(added, 'split')}" if added > 0 else ""
-        sentences.append(f"An embedding of {_plural(number, 'subspace')}{size}{grown}.")
+        sentences.append(f"An embedding {size}in {_plural(number, 'subspace')}{grown}.")
+    reached, best = run.status.get("num_subspaces") or 0, figures.best_epoch(run)
+    if widths and best and reached > len(widths):
+        sentences.append(f"Training went on to {reached} subspaces, but validation was best after epoch {best.epoch}.")
     recall = score(final.scores, "recall@1") if final else None
     if final and recall is not None:
         images = f"{final.scores.get('num_samples', 0):,} {final.split} images"

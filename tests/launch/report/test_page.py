@@ -98,7 +98,7 @@ def test_numbers_are_those_of_the_files(page: Page, digit_run: Path) -> None:
             assert f"{value:.3f}" in page.text
     recall = json.loads((digit_run / "evaluation/test.json").read_text())["recall"]["1"]
     assert f"{100 * recall:.1f} % have a nearest neighbour of their own class" in page.text
-    assert "3 subspaces, 32 dimensions in all, grown in 2 splits" in page.text
+    assert "An embedding of 32 dimensions in 3 subspaces, grown in 2 splits." in page.text
     assert "S1 (32)" in page.text
     assert "subspace train 'configs/a b.yaml'" in page.text
     assert "torch 2.13.0" in page.text
@@ -131,7 +131,7 @@ def test_one_subspace_without_test_split_maps_or_shards(tmp_path: Path) -> None:
     assert {"results", "training", "embedding", "reproduce"} < ids
     assert not {"growth", "clusters", "neighbours", "attention"} & ids
     assert "Pictures are left out: the shard folder missing-shards is not here." in found.text
-    assert "An embedding of 1 subspace, 32 dimensions in all." in found.text
+    assert "An embedding of 32 dimensions in 1 subspace." in found.text
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
@@ -196,3 +196,15 @@ def test_a_collapsed_embedding_is_told(digit_run: Path, tmp_path: Path) -> None:
     tensors["vectors"] = np.ones_like(tensors["vectors"])
     save_file(tensors, run / "evaluation/test.safetensors")
     assert "The embedding has collapsed." in page_of(run).text
+
+
+def test_growth_after_the_kept_epoch_is_told(digit_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "further"
+    shutil.copytree(digit_run, run)
+    for path in (run / "evaluation").glob("*.safetensors"):
+        path.unlink()
+    for path in (run / "evaluation").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"widths": [13, 19], "per_subspace": []}))
+    found = page_of(run)
+    assert "An embedding of 32 dimensions in 2 subspaces, grown in 1 split." in found.text
+    assert "Training went on to 3 subspaces, but validation was best after epoch" in found.text
