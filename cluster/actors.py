@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -38,6 +40,8 @@ from cluster.local import NUM_RESERVES, Block
 from cluster.meeting import Key, Meeting
 from cluster.plan import EpochPlan
 from data_shards.errors import UserError
+
+Place = tuple[int, str]  # process id, node id
 
 _PUT_BYTES = 16 << 20  # blocks of this size: few objects, and the first are on their way while the forward pass goes on
 _POLL_S = 0.1
@@ -130,6 +134,7 @@ class CoordinatorActor:
 
     def __init__(self, namespace: str, options: ActorOptions) -> None:
         self._options, self._meeting = options, Meeting()
+        self._places: dict[Any, Place] = {}
         self._shards = [ray.get_actor(f"shard-{i}", namespace) for i in range(options.num_shards)]
 
     def where(self) -> tuple[int, str]:
@@ -147,6 +152,11 @@ class CoordinatorActor:
     ) -> dict[str, Any]:
         """Offer the blocks (reference, rows, node) of a rank and return the result of all ranks."""
         stored = [_Stored(*block) for block in blocks]
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            # An earlier coordinator may have finished this clustering and told some ranks, who will not offer again.
+            known = [result for result in self._broadcast("kept", key) if result is not None]
+            if known:
+                return dict(known[0])
 
         def work(offers: dict[int, list[_Stored]]) -> dict[str, Any]:
             everything = [block for r in sorted(offers) for block in offers[r]]
@@ -156,13 +166,10 @@ class CoordinatorActor:
         return result
 
     def _work(self, key: Key, terms: dict[str, int], blocks: list[_Stored], deadline: float) -> dict[str, Any]:
-        known: list[dict[str, Any]] = [result for result in self._broadcast("kept", key) if result is not None]
-        if known:
-            return known[0]  # an earlier coordinator finished this clustering
         alive = list(self._shards)
         while alive:
-            group = RemoteShards(alive, key, blocks, deadline, self._options, self._meeting.check)
             try:
+                group = RemoteShards(alive, key, blocks, deadline, self._options, self._meeting.check, self._places)
                 fit = KMeans(group, self._options.num_iterations, group.check)
                 fitted = fit.fit(key[1], terms["num_clusters"], terms["seed"], terms["num_reserves"]).to_arrays()
                 self._broadcast("keep", key, ray.put(fitted))
@@ -247,12 +254,14 @@ class RemoteShards:
         deadline: float,
         options: ActorOptions,
         superseded: Callable[[Key], None],
+        places: dict[Any, Place],
     ) -> None:
         self._actors, self._key, self._deadline, self._options = list(actors), key, deadline, options
-        self._superseded = superseded
+        self._superseded, self._places = superseded, places  # where each actor was last seen
         self._hung: set[int] = set()
-        nodes = [_node_of(actor, options.call_timeout_s) for actor in actors]
-        self._refs = share_blocks(blocks, nodes)
+        for i, call in enumerate([actor.where.remote() for actor in actors]):
+            self._see(i, call)
+        self._refs = share_blocks(blocks, [places.get(actor, (0, ""))[1] for actor in actors])
         loads = [self._load(i) for i in range(len(actors))]
         for i, call in enumerate(loads):
             self._settle(i, call)
@@ -290,6 +299,12 @@ class RemoteShards:
                 raise _ShardLost(i)
             time.sleep(_POLL_S)
             call = self._load(i)
+            self._see(i, self._actors[i].where.remote())
+
+    def _see(self, i: int, call: Any) -> None:
+        place = self._get(i, call, f"shard {i}")
+        if place is not None:
+            self._places[self._actors[i]] = place
 
     def _get(self, i: int, call: Any, stage: str, default: Any = None) -> Any:
         """Return what a call gave, `default` when the actor died; a hung actor is killed once, then given up."""
@@ -302,12 +317,34 @@ class RemoteShards:
             if i in self._hung:
                 raise _ShardLost(i) from None
             self._hung.add(i)
-            ray.kill(self._actors[i], no_restart=False)
+            self._kill(i)
             return default
         except RayActorError:
             return default
         except RayTaskError as error:
             raise _translated(error) from None
+
+    def _kill(self, i: int) -> None:
+        """Kill a shard that does not answer. `ray.kill` asks the process to end itself, which a stopped one cannot."""
+        pid, node = self._places.get(self._actors[i], (0, ""))
+        if not node:
+            ray.kill(self._actors[i], no_restart=False)
+            return
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(kill_shard_process).options(num_cpus=0, scheduling_strategy=there)
+        try:
+            ray.get(task.remote(pid), timeout=self._options.restart_timeout_s)
+        except ray.exceptions.RayError:
+            ray.kill(self._actors[i], no_restart=False)
+
+
+def kill_shard_process(pid: int) -> None:
+    """Kill -9 a process of this node, provided that it is a shard of ours."""
+    try:
+        if ShardActor.__name__ in "".join(psutil.Process(pid).cmdline()):
+            os.kill(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
 
 
 _DEAD = object()
@@ -323,14 +360,6 @@ def share_blocks(blocks: Sequence[_Stored], nodes: Sequence[str]) -> list[list[A
         refs[target].append(block.ref)
         load[target] += block.num_rows
     return refs
-
-
-def _node_of(actor: Any, timeout_s: float) -> str:
-    try:
-        node: str = ray.get(actor.where.remote(), timeout=timeout_s)[1]
-    except (RayActorError, GetTimeoutError):
-        return ""
-    return node
 
 
 def _translated(error: RayTaskError) -> Exception:
@@ -385,6 +414,7 @@ def ensure_ray(
     """
     if ray.is_initialized():
         return RaySession(ray.get_runtime_context().gcs_address, owned=False)
+    _read_authentication()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
@@ -394,15 +424,33 @@ def ensure_ray(
             raise UserError(f"Ray at {address} cannot be joined ({reason}); check ray.address and the token.") from None
         return RaySession(ray.get_runtime_context().gcs_address, owned=True)
     folder = tempfile.mkdtemp(prefix="ray")  # short: socket paths below it are limited to 107 characters
-    ray.init(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        _temp_dir=folder,
-        **common,
-    )
+    try:
+        ray.init(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            _temp_dir=folder,
+            **common,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return RaySession(ray.get_runtime_context().gcs_address, owned=True, temp_dir=folder)
+
+
+def _read_authentication() -> None:
+    """Make Ray read RAY_AUTH_MODE and the token again.
+
+    It does so when it is imported; set later, they would reach the servers that it starts but not this process, and
+    every call would be refused after 20 s (2.60). Ray itself refreshes in this way.
+    """
+    import ray._raylet as internals
+
+    configuration, tokens = getattr(internals, "Config", None), getattr(internals, "AuthenticationTokenLoader", None)
+    if configuration is not None and tokens is not None:
+        configuration.initialize("")
+        tokens.instance().reset_cache()
 
 
 @dataclass

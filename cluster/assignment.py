@@ -211,7 +211,7 @@ def _top_up(
         short_of_classes = np.count_nonzero(table[k] >= 2) < rule.min_classes
         if donor in (k, LEFT_OUT) or (short_of_classes and table[k, kind] >= 2):
             continue
-        pairs_before = min(np.count_nonzero(table[donor] >= 2), rule.min_classes)
+        pairs_before = min(int(np.count_nonzero(table[donor] >= 2)), rule.min_classes)
         table[donor, kind] -= 1
         if table[donor].sum() < rule.min_size or np.count_nonzero(table[donor] >= 2) < pairs_before:
             table[donor, kind] += 1
