@@ -134,7 +134,7 @@ class GrowthSection(Section):
 
     enabled: bool = True
     monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r"] = "nmi"
-    patience: int = Field(10, ge=0)
+    patience: int = Field(10, gt=0)
     min_delta: float = Field(0.0, ge=0)
     min_tail: int = Field(10, gt=0)
     min_selected: int = Field(5, gt=0)

@@ -1,0 +1,100 @@
+"""Whole runs by the real command line, in processes of their own, and the ways to disturb them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "launch", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SUBSPACE_", "TORCHELASTIC"))}
+    return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+
+
+def subspace(*words: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=timeout_s, env=environment(), stdin=subprocess.DEVNULL
+    )
+
+
+def disturbed(words: list[str | Path], disturb: Callable[[psutil.Process], None], timeout_s: float = 240) -> int:
+    """Run a command, let `disturb` do its worst with the process, return the exit code."""
+    process = subprocess.Popen(command(*words), env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        disturb(psutil.Process(process.pid))
+        return process.wait(timeout_s)
+    finally:
+        for child in [*_children(psutil.Process(process.pid)), psutil.Process(process.pid)] if process.poll() is None else []:
+            child.kill()
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    return process.children(recursive=True)
+
+
+def find(process: psutil.Process, *words: str) -> list[psutil.Process]:
+    """Return the descendants whose command line has all words."""
+    found = []
+    for child in _children(process):
+        try:
+            line = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if all(word in line for word in words):
+            found.append(child)
+    return found
+
+
+def kill(process: psutil.Process, *words: str) -> int:
+    """SIGKILL the first descendant whose command line has all words; return its id."""
+    victims = find(process, *words)
+    assert victims, f"nothing runs with {words}"
+    victims[0].send_signal(signal.SIGKILL)
+    return victims[0].pid
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file that may still be written."""
+    if not path.exists():
+        return []
+    return [json.loads(text) for text in path.read_text().splitlines() if text.endswith("}")]
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    """Return the step lines of metrics.jsonl."""
+    return [line for line in lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def events(run: Path, name: str) -> list[dict[str, Any]]:
+    """Return the events of one name."""
+    return [line for line in lines(run / "events.jsonl") if line["event"] == name]
+
+
+def content_hash(run: Path) -> str:
+    """Return what `subspace checkpoint hash` prints."""
+    done = subspace("checkpoint", "hash", run)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
