@@ -24,6 +24,7 @@ from PIL import Image
 
 from data_shards.decode import MAX_PIXELS, Header, Unreadable
 from data_shards.errors import UserError, nearest_of
+from data_shards.files import write_text
 from data_shards.info import info, render_info
 from data_shards.manifest import MANIFEST_NAME, Manifest, canonical_json, to_json
 from data_shards.progress import Advance, meter
@@ -31,7 +32,7 @@ from data_shards.rendering import Form, expected_bytes, probe, render
 from data_shards.schema import FITS, SPLITS, STORED
 from data_shards.sources import Listing, Record, read_source
 from data_shards.staging import Done, Staging, check_disk
-from data_shards.writer import Row, write_shard, write_text
+from data_shards.writer import Row, write_shard
 
 __all__ = ["REJECTED_NAME", "build", "info", "render_info"]
 

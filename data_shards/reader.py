@@ -21,10 +21,10 @@ from PIL import Image
 
 from data_shards.decode import UInt8Array, decode_stored
 from data_shards.errors import DataIntegrityError, UserError, nearest_of
+from data_shards.files import sha256_of
 from data_shards.manifest import Manifest, ShardEntry, read_manifest, regular_size
 from data_shards.schema import SPLITS
 from data_shards.shard_file import ShardFile
-from data_shards.writer import file_sha256
 
 _verified: dict[tuple[int, int, int, int], str] = {}
 
@@ -44,7 +44,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if identity not in _verified:
-        _verified[identity] = file_sha256(path)
+        _verified[identity] = sha256_of(path)
     if _verified[identity] != entry.sha256:
         raise DataIntegrityError(
             f"{path} does not match its sha256: the file is damaged; "

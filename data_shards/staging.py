@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_shards.errors import UserError
+from data_shards.files import sha256_of, sync, write_text
 from data_shards.manifest import ShardEntry
-from data_shards.writer import file_sha256, sync_folder, write_text
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -68,7 +68,7 @@ class Staging:
             return None
         if entry is not None:
             path = self.shards / file
-            if entry.file != file or not path.is_file() or file_sha256(path) != entry.sha256:
+            if entry.file != file or not path.is_file() or sha256_of(path) != entry.sha256:
                 return None
         return Done(entry, rejected)
 
@@ -78,11 +78,11 @@ class Staging:
 
     def commit(self) -> None:
         """Rename the shards to DEST; raises UserError when something has appeared there meanwhile."""
-        sync_folder(self.shards)
+        sync(self.shards)
         if os.path.lexists(self.dest):
             raise UserError(f"{self.dest} has appeared during the build; the new shards wait in {self.shards}.")
         os.rename(self.shards, self.dest)
-        sync_folder(self.dest.parent)
+        sync(self.dest.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take(self, descriptor: int) -> None:

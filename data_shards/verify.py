@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 from data_shards.errors import DataIntegrityError, UserError
+from data_shards.files import sha256_of
 from data_shards.manifest import Manifest, ShardEntry, read_manifest, regular_size
 from data_shards.progress import meter
 from data_shards.schema import SHARD_NAME
 from data_shards.shard_file import ShardFile
-from data_shards.writer import file_sha256
 
 _NAMED = 5
 
@@ -53,7 +53,7 @@ def _shard_problems(folder: Path, entry: ShardEntry, manifest: Manifest) -> tupl
         size = regular_size(path, missing="the manifest lists it")
         if size != entry.bytes:
             return [f"{path} has {size} bytes instead of {entry.bytes}."], None
-        damaged = file_sha256(path) != entry.sha256
+        damaged = sha256_of(path) != entry.sha256
     except (DataIntegrityError, OSError) as error:
         return [str(error)], None
     try:

@@ -5,7 +5,6 @@ The bytes depend only on the rows and on the library versions, so building twice
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_shards.files import sha256_of
 from data_shards.manifest import ShardEntry
 from data_shards.schema import FACTOR_PREFIX, shard_schema
 
@@ -46,38 +46,9 @@ def write_shard(path: Path, split: str, rows: Sequence[Row], factors: Sequence[s
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
         stream.flush()
         os.fsync(stream.fileno())
-    entry = ShardEntry(path.name, split, len(rows), temporary.stat().st_size, file_sha256(temporary))
+    entry = ShardEntry(path.name, split, len(rows), temporary.stat().st_size, sha256_of(temporary))
     os.replace(temporary, path)
     return entry
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal text, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _value(row: Row, column: str) -> object:

@@ -1,7 +1,7 @@
 """Configuration -> parts: one literal table per seam, and the few functions that put the parts together.
 
-A new backbone, head, loss, miner or growth rule is one file and one line here. The arguments of an entry are those of its
-constructor, checked against the signature, so the constructor is the schema.
+A new backbone, head, loss, miner or growth rule is one file and one line here. The arguments of an entry are those of
+its constructor, checked against the signature, so the constructor is the schema.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from cluster.plan import PlanConfig
 from data_shards.augment import AugmentConfig
 from data_shards.build import build as build_shards
 from data_shards.errors import UserError, nearest_of
+from data_shards.files import sha256_of
 from data_shards.order import BatchRule
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from trainer import distributed, miners
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
-from trainer.checkpoint import sha256_of
 from trainer.engines.ddp import DDPEngine
 from trainer.evaluate import EmbedOptions
 from trainer.heads.attention import AttentionEmbedding
+from trainer.heads.embedded import EmbeddingHead
 from trainer.loop import LoopOptions
 from trainer.losses.margin import margin_loss
 from trainer.model import EmbeddingModel
@@ -49,7 +50,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": partial(ResNet, depth=50),
     "small_resnet": SmallResNet,
 }
-HEADS: dict[str, Callable[..., nn.Module]] = {"attention": AttentionEmbedding}
+HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding}
 LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss}
 MINERS: dict[str, Callable[..., Any]] = {
     "nearest_beyond_cutoff": miners.nearest_beyond_cutoff,
@@ -57,7 +58,18 @@ MINERS: dict[str, Callable[..., Any]] = {
     "all_triplets": miners.all_triplets,
 }
 # Arguments that the caller gives, not the user.
-GIVEN = {"vectors", "labels", "triplets", "generator", "seed", "in_channels", "num_dims", "widths", "sync_norm", "depth"}
+GIVEN = {
+    "vectors",
+    "labels",
+    "triplets",
+    "generator",
+    "seed",
+    "in_channels",
+    "num_dims",
+    "widths",
+    "sync_norm",
+    "depth",
+}
 
 
 def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: str) -> Callable[..., Any]:
@@ -149,8 +161,8 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
     )
     if settings.weights != "random":
         load_weights(backbone, Path(settings.weights))
-    network = EmbeddingModel(backbone, head).to(device)
-    return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return EmbeddingModel(backbone, head).to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
@@ -160,8 +172,10 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         UserError: no such file, not a file of weights, or of another architecture.
     """
     if not path.is_file():
-        raise UserError(f"model.weights: there is no file {path}; give a path, or 'random' to start from random weights")
-    if not hasattr(backbone, "load_torchvision"):
+        raise UserError(
+            f"model.weights: there is no file {path}; give a path, or 'random' to start from random weights"
+        )
+    if not isinstance(backbone, ResNet):
         raise UserError(f"model.weights: {type(backbone).__name__} takes no weights file; only 'random'")
     try:
         if path.suffix == ".safetensors":
@@ -197,11 +211,15 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     train = config.train
     parts = world_size * (1 if config.deterministic else train.accumulate)
     if train.batch_size % parts:
-        raise UserError(f"train.batch_size {train.batch_size} is not divisible by {parts} (ranks times train.accumulate)")
+        raise UserError(
+            f"train.batch_size {train.batch_size} is not divisible by {parts} (ranks times train.accumulate)"
+        )
     if config.deterministic and train.logical_shards % world_size:
         raise UserError(f"train.logical_shards {train.logical_shards} is not divisible by {world_size} ranks")
     if config.deterministic and config.model.backbone.arguments.get("norm") in ("batch", "sync"):
-        raise UserError("deterministic runs need model.backbone.norm 'frozen' or 'group': batch statistics depend on ranks")
+        raise UserError(
+            "deterministic runs need model.backbone.norm 'frozen' or 'group': batch statistics depend on ranks"
+        )
 
 
 def objective(config: RunConfig) -> SubspaceObjective:

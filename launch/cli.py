@@ -1,7 +1,7 @@
 """The command line: `subspace COMMAND ...`, also `python -m launch COMMAND ...`.
 
-Every command imports what it needs when it runs, so that help and configuration errors are answered at once. A user error
-is one line and an exit code, never a traceback.
+Every command imports what it needs when it runs, so that help and configuration errors are answered at once. A user
+error is one line and an exit code, never a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
@@ -76,7 +75,11 @@ def rank(run: Positional[Path], /, *, stop_after_step: int | None = None) -> int
 
 @app.command
 def evaluate(
-    run: Positional[Path], /, *, split: Literal["validation", "test"] = "validation", as_json: Annotated[bool, arg(name="json")] = False
+    run: Positional[Path],
+    /,
+    *,
+    split: Literal["validation", "test"] = "validation",
+    as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Score the best checkpoint of a run again.
 

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 class Component(BaseModel):
-    """One entry of a table in launch/build.py, and the arguments of its constructor (checked there against its signature)."""
+    """One entry of a table in launch/build.py and the arguments of its constructor, checked there."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -167,7 +167,9 @@ class LaunchSection(Section):
     nproc: int = Field(1, gt=0)
     max_restarts: int = Field(3, ge=0)
     timeout_s: float = Field(600.0, gt=0, description="of every collective")
-    threads: int | None = Field(None, gt=0, description="threads of a rank; the cores divided by the ranks when not given")
+    threads: int | None = Field(
+        None, gt=0, description="threads of a rank; the cores divided by the ranks when not given"
+    )
     tensorboard: bool = True
 
 
@@ -194,8 +196,9 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         train = self.train
         if train.samples_per_class and train.batch_size % train.samples_per_class:
+            per_class = train.samples_per_class
             raise ValueError(
-                f"train.batch_size {train.batch_size} is not divisible by train.samples_per_class {train.samples_per_class}"
+                f"train.batch_size {train.batch_size} is not divisible by train.samples_per_class {per_class}"
             )
         if train.finetune_epoch is not None and train.finetune_epoch > train.epochs:
             raise ValueError(f"train.finetune_epoch {train.finetune_epoch} is after train.epochs {train.epochs}")
@@ -222,7 +225,7 @@ PUBLISHED: dict[str, Any] = {
 
 
 def parse_overrides(tokens: list[str]) -> dict[str, Any]:
-    """Turn `a.b=c` tokens into {"a.b": value}; values are read as YAML, so `1e-4`, `true` and `[1, 2]` mean what they say.
+    """Turn `a.b=c` tokens into {"a.b": value}; values are YAML, so `1e-4`, `true`, `[1, 2]` mean what they say.
 
     Raises:
         UserError: a token without "=".

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from data_shards.errors import UserError
+from data_shards.files import write_text
 from data_shards.reader import SplitReader
 from launch import build, services
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder
 from launch.status import read_status, write_status
 from trainer import distributed, evaluate
-from trainer.checkpoint import CheckpointStore, write_text
+from trainer.checkpoint import CheckpointStore
 from trainer.export import export
 from trainer.loop import Loop
 from trainer.model import EmbeddingModel, count_parameters

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_shards.files import write_text
 from launch.status import write_status
-from trainer.checkpoint import write_text
 from trainer.state import RunState
 
 LINE_EVERY_S = 30.0

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_shards.errors import UserError
+from data_shards.files import write_text
 from launch.config import RunConfig, dump_config, load_config
-from trainer.checkpoint import CheckpointStore, write_text
+from trainer.checkpoint import CheckpointStore
 
 Resume = Literal["auto", "never", "must"]
 # What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.

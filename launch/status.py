@@ -9,7 +9,6 @@ requeue hook may have seconds.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_shards.errors import UserError
+from data_shards.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,27 +69,9 @@ def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     status["state"] = status["state"] or "running"  # whoever writes about a run, runs it
     if status["state"] not in STATES:
         raise ValueError(f"state {status['state']!r} is not one of {', '.join(STATES)}")
-    _replace(path, json.dumps(status, indent=1) + "\n")
-    return status
-
-
-def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # some network filesystems refuse to sync a folder; the rename is atomic all the same
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_text(path, json.dumps(status, indent=1) + "\n")
+    return status
 
 
 def tail_records(path: Path, max_bytes: int = _TAIL_BYTES) -> list[dict[str, Any]]:

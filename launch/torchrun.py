@@ -1,7 +1,7 @@
 """Start the ranks of one node with torch.distributed.run's API, or be a rank under somebody else's torchrun.
 
-The agent restarts all ranks when one dies; each goes on from the newest checkpoint. Its exit code says little (torch turns
-every failure into 1), so the outcome is read from status.json.
+The agent restarts all ranks when one dies; each goes on from the newest checkpoint. Its exit code says little (torch
+turns every failure into 1), so the outcome is read from status.json.
 """
 
 from __future__ import annotations

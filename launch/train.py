@@ -1,4 +1,4 @@
-"""`subspace train`: check everything, take the run folder, start the shared processes and the ranks, say how it ended."""
+"""`subspace train`: check everything, take the run folder, start shared processes and ranks, say how it ended."""
 
 from __future__ import annotations
 

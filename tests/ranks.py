@@ -1,4 +1,4 @@
-"""Distributed tests as plain functions: `run_on_ranks(function, W, *arguments)` returns what each of W real ranks returned.
+"""Distributed tests as plain functions: `run_on_ranks(function, W, *arguments)` returns what W real ranks returned.
 
 The processes are started once and reused (a fresh pair costs seconds); every call gets a process group of its own.
 `function` must be importable by name, and its arguments and results plain data or arrays.

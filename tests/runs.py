@@ -40,7 +40,9 @@ def disturbed(words: list[str | Path], disturb: Callable[[psutil.Process], None]
         disturb(psutil.Process(process.pid))
         return process.wait(timeout_s)
     finally:
-        for child in [*_children(psutil.Process(process.pid)), psutil.Process(process.pid)] if process.poll() is None else []:
+        for child in (
+            [*_children(psutil.Process(process.pid)), psutil.Process(process.pid)] if process.poll() is None else []
+        ):
             child.kill()
 
 

@@ -1,8 +1,8 @@
 """Checkpoints as folders, committed by our own manifest, and exact resume from the newest valid one.
 
-A checkpoint is written under a temporary name, every file is synchronised to disk, `manifest.json` holds the sha256 of
-each, the folder is renamed, `COMPLETE` comes last inside it and `latest` moves after that. What is not complete is ignored
-and overwritten. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
+A checkpoint is written under a temporary name, every file is synchronised to disk, `manifest.json` holds the sha256
+of each, the folder is renamed, `COMPLETE` comes last inside it and `latest` moves after that. What is not complete is
+ignored and overwritten. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 
     checkpoints/step-00000120/{tensors.safetensors, state.json, manifest.json, COMPLETE}   checkpoints/{latest, best}
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_shards.errors import DataIntegrityError, UserError
+from data_shards.files import sha256_of, sync, write_text
 from trainer.model import not_finite
 
 FORMAT = 1
@@ -36,36 +36,6 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file atomically and durably."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
 
 
 class CheckpointStore:
@@ -101,7 +71,9 @@ class CheckpointStore:
                 sync(path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"cannot save the checkpoint {final}: {error.strerror}; the one before it is intact") from None
+            raise UserError(
+                f"cannot save the checkpoint {final}: {error.strerror}; the one before it is intact"
+            ) from None
         write_text(self.root / "latest", final.name)
         if best:
             write_text(self.root / "best", final.name)
@@ -174,7 +146,9 @@ def read(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
-            raise DataIntegrityError(f"checkpoint {folder} has format {manifest['format']}, this version reads {FORMAT}")
+            raise DataIntegrityError(
+                f"checkpoint {folder} has format {manifest['format']}, this version reads {FORMAT}"
+            )
         for name in ("tensors.safetensors", "state.json"):
             if sha256_of(folder / name) != manifest["files"][name]:
                 raise DataIntegrityError(f"checkpoint {folder} is damaged: {name} is not what was written")

@@ -1,6 +1,6 @@
 """The only door to torch.distributed.
 
-Every function works for one rank as for many: a process group always exists, so world size 1 is not a branch anywhere else.
+Every function works for one rank as for many: a process group always exists, so world size 1 is not a branch anywhere.
 Control messages travel as JSON bytes in tensors; nothing that a peer sends is ever unpickled.
 
 Legend: W ranks, n rows of one rank, N rows of all.
@@ -36,7 +36,9 @@ def initialise(timeout_s: float) -> None:
     """Join the process group that the launcher's environment describes, or form a group of one."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
@@ -82,7 +84,9 @@ def stage(name: str) -> Iterator[None]:
         lost = ("gloo", "nccl", "timed out", "timeout", "connection", "peer")
         if isinstance(error, CollectiveTimeout) or not any(word in str(error).lower() for word in lost):
             raise
-        raise CollectiveTimeout(f"rank {rank()} lost its peers during {_stage}: {str(error).splitlines()[0]}") from error
+        raise CollectiveTimeout(
+            f"rank {rank()} lost its peers during {_stage}: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         _stage = before
 
@@ -172,7 +176,9 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             if self.num_batches_tracked is not None:

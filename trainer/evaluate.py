@@ -41,9 +41,7 @@ class EmbedOptions:
 
 
 @torch.no_grad()
-def embed_blocks(
-    model: EmbeddingModel, reader: SplitReader, options: EmbedOptions
-) -> Iterator[tuple[Array, Embedded]]:
+def embed_blocks(model: EmbeddingModel, reader: SplitReader, options: EmbedOptions) -> Iterator[tuple[Array, Embedded]]:
     """Yield (row numbers, embedding) of this rank's share of a split, in evaluation mode."""
     canonical = blocks(len(reader), options.batch_size)
     own = [canonical[i] for i in shares(len(canonical), distributed.rank(), distributed.world_size())]
@@ -120,7 +118,7 @@ def monitored(found: dict[str, Any], name: str) -> float:
 
 
 def write_arrays(path: Any, embedded: dict[str, Array], reader: SplitReader, exclude_groups: bool = False) -> None:
-    """Write vectors, maps, labels and the ten nearest neighbours of a split as safetensors, for report and retrieval."""
+    """Write vectors, maps, labels and the ten nearest neighbours of a split as safetensors, for the report."""
     groups = np.asarray(reader.groups) if exclude_groups else None
     found, distances = neighbours(embedded["vectors"], min(10, len(reader) - 1), groups=groups)
     arrays = {

@@ -1,6 +1,6 @@
 """A trained embedding for use elsewhere: safetensors with torchvision key names where they exist, and a model card.
 
-    exported/{model.safetensors, config.json, README.md}
+exported/{model.safetensors, config.json, README.md}
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 state = load_file("model.safetensors")   # backbone.* and head.*; cut and normalise as config.json says
 ```
 
-Every block of the vector is brought to unit length and the whole divided by the square root of the number of blocks, so
+Every block of the vector is brought to unit length and the whole divided by the square root of their number, so
 that the inner product of two vectors is the mean cosine of their blocks.
 
 ## Scores
@@ -47,14 +47,17 @@ that the inner product of two vectors is the mean cosine of their blocks.
 
 ## Limits
 
-Research software, not a medical device. Neighbours and attention maps show what the network found similar in the data it
-was trained on; they are no diagnosis. Check for shifts of scanner, site and population before relying on distances.
+Research software, not a medical device. Neighbours and attention maps show what the network found similar in the data
+it was trained on; they are no diagnosis. Check for shifts of scanner, site and population before relying on distances.
 """
 
 
 def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
     """Return the scores of each split as a Markdown table."""
-    lines = ["| split | images | classes | NMI | AMI | recall@1 | macro recall@1 | MAP@R |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| split | images | classes | NMI | AMI | recall@1 | macro recall@1 | MAP@R |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for split, found in evaluations.items():
         numbers = (
             found["nmi"]["mean"],

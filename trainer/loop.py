@@ -130,8 +130,8 @@ class Loop:
             self._recluster(plan)
 
     def _plan(self) -> EpochPlan:
-        plan = self.cluster.plan(self.state.epoch).to_json() if self.leader else None
-        plan = EpochPlan.from_json(distributed.broadcast_json(plan))
+        told = self.cluster.plan(self.state.epoch).to_json() if self.leader else None
+        plan = EpochPlan.from_json(distributed.broadcast_json(told))
         assert plan.widths == self.state.partition.widths, "the controller plans another partition than the ranks train"
         return plan
 
@@ -245,8 +245,8 @@ class Loop:
         ids = self.train_split.sample_ids[rows].tolist()
         if self.options.on_nonfinite == "stop":
             raise NonFinite(
-                f"loss or gradient is not finite at step {self.state.step} (samples {ids[:8]}...); the newest checkpoint is"
-                " from before it; lower optim.lr, or set train.on_nonfinite=skip"
+                f"loss or gradient is not finite at step {self.state.step} (samples {ids[:8]}...);"
+                " the newest checkpoint is from before it; lower optim.lr, or set train.on_nonfinite=skip"
             )
         self.state.skipped_steps += 1
         self.recorder.event("skipped", self.state, sample_ids=ids)
@@ -269,10 +269,14 @@ class Loop:
         if (state.epoch + 1) % options.evaluate_every and not final:
             return None
         self.recorder.phase("validation")
-        vectors = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)["vectors"]
+        vectors = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)[
+            "vectors"
+        ]
         found = None
         if self.leader:
-            found = evaluate.scores(vectors, self.validation, state.partition, options.nmi_seeds, options.exclude_groups)
+            found = evaluate.scores(
+                vectors, self.validation, state.partition, options.nmi_seeds, options.exclude_groups
+            )
         return distributed.broadcast_json(found)
 
     def _report(self, scores: dict[str, Any] | None) -> Growth | None:
@@ -314,4 +318,3 @@ class Loop:
             self.recorder.status("running", self.state)
         with distributed.stage("checkpoint"):
             distributed.barrier()
-

@@ -8,16 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.heads.embedded import Embedded
+from trainer.heads.embedded import Embedded, EmbeddingHead
 
 
 class EmbeddingModel(nn.Module):
-    """A backbone and a head. `forward(images (B, C, H, W), keep (B, F) or None) -> Embedded`, vectors not normalised."""
+    """A backbone and a head: images (B, C, H, W), and a dropout mask (B, F) or None, -> `Embedded`."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: EmbeddingHead) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        self.head: EmbeddingHead = head
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Embedded:
         return self.head(self.backbone(images), keep)

@@ -1,18 +1,20 @@
 """Parameter groups, the optimisers by name, and learning rates as a pure function of progress.
 
-A rate depends on how far the run is (epochs and a fraction), never on a scheduler's own state: resume needs nothing, and
-epochs may have any number of steps.
+A rate depends on how far the run is (epochs and a fraction), never on a scheduler's own state: resume needs nothing,
+and epochs may have any number of steps.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+
+from trainer.model import EmbeddingModel
 
 
-def parameter_groups(model: nn.Module, lr: float, embedding_lr: float | None) -> list[dict]:
+def parameter_groups(model: EmbeddingModel, lr: float, embedding_lr: float | None) -> list[dict[str, Any]]:
     """Return two groups, the embedding layer and everything else, as published (spec: one Adam, two groups)."""
     embedding = {id(p) for p in model.head.embedding.parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in embedding]

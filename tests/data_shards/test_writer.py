@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_shards.writer import Row, write_shard, write_text
+from data_shards.writer import Row, write_shard
 
 ROWS = [Row(i, i % 2, "p" if i else "", f"img{i}.png", 1, 2, 3, bytes([i] * 6), factors={"f": i / 2}) for i in range(4)]
 
@@ -40,5 +40,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_shard(path, "train", ROWS, ["absent"])
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before.sha256
-    write_text(tmp_path / "note", "x")
-    assert (tmp_path / "note").read_text() == "x"

@@ -54,7 +54,11 @@ def test_killed_controller_and_kmeans_actors(digits: Path, undisturbed: Path, tm
     def disturb(process: psutil.Process) -> None:
         wait_until(lambda: len(steps(run)) >= 4, "the first epoch")
         before = {child.pid for child in find(process, "ray::")}
-        victims = {kill(process, "ray::ControllerActor"), kill(process, "ray::ShardActor"), kill(process, "ray::CoordinatorActor")}
+        victims = {
+            kill(process, "ray::ControllerActor"),
+            kill(process, "ray::ShardActor"),
+            kill(process, "ray::CoordinatorActor"),
+        }
         assert len(victims) == 3
         assert victims <= before
 

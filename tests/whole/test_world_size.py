@@ -20,7 +20,15 @@ def assignment(run: Path) -> list[int]:
 
 def run_with(digits: Path, run: Path, nproc: int, *words: str) -> Path:
     done = subspace(
-        "train", CONFIG, f"data.shards={digits}", "cluster.backend=local", *words, "--nproc", str(nproc), "--run-dir", run
+        "train",
+        CONFIG,
+        f"data.shards={digits}",
+        "cluster.backend=local",
+        *words,
+        "--nproc",
+        str(nproc),
+        "--run-dir",
+        run,
     )
     assert done.returncode == 0, done.stderr
     return run

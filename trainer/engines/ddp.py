@@ -2,14 +2,14 @@
 
 A step goes in two halves. `embed` runs the network on this rank's pieces of the batch and gathers the vectors of all
 pieces in canonical order into one leaf; the objective takes its loss of that leaf, the same number on every rank.
-`backward` asks the loss for the gradient of the leaf and sends each piece its rows. So mining and losses see the global
-batch, and accumulation (several pieces per rank), gradient caching (forward again before a piece's backward, Gao et al. 2021,
-"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", https://arxiv.org/abs/2101.06983) and many ranks
-are one mechanism.
+`backward` asks the loss for the gradient of the leaf and sends each piece its rows. So mining and losses see the
+global batch, and accumulation (several pieces per rank), gradient caching (forward again before a piece's backward,
+Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+https://arxiv.org/abs/2101.06983) and many ranks are one mechanism.
 
 Gradients of the pieces are summed in one of two ways. Fast: torch's DistributedDataParallel, overlapped with backward.
-Deterministic: every logical piece's gradient is gathered and added by a fixed pairwise tree, so that the bytes depend on
-the number of logical pieces only, never on the number of ranks.
+Deterministic: every logical piece's gradient is gathered and added by a fixed pairwise tree, so that the bytes depend
+on the number of logical pieces only, never on the number of ranks.
 
 Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D embedding width, P parameters.
 """
@@ -52,7 +52,7 @@ class DDPEngine:
     def __init__(
         self,
         model: EmbeddingModel,
-        make_optimiser: Callable[[nn.Module], torch.optim.Optimizer],
+        make_optimiser: Callable[[EmbeddingModel], torch.optim.Optimizer],
         pieces: int = 1,
         cached: bool = False,
         deterministic: bool = False,
@@ -76,7 +76,7 @@ class DDPEngine:
         return vectors.float()
 
     def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the vectors (B, D) of the global batch as a leaf that wants a gradient, from this rank's (n, C, H, W)."""
+        """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images."""
         rows = images.shape[0] // self.pieces
         keeps = keep.split(rows) if keep is not None else [None] * self.pieces
         self._inputs = list(zip(images.split(rows), keeps, strict=True))
@@ -89,7 +89,7 @@ class DDPEngine:
         return self._leaf
 
     def backward(self, loss: Tensor) -> bool:
-        """Leave the gradient of the global loss on every parameter; False when the loss or its gradient is not finite."""
+        """Leave the gradient of the global loss on every parameter; False when it or the loss is not finite."""
         assert self._leaf is not None
         loss.backward()
         gradient = self._leaf.grad

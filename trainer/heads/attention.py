@@ -18,7 +18,7 @@ from torch import nn
 
 from data_shards import keyed
 from trainer.backbones.initialise import fill_normal, fill_uniform, torch_default
-from trainer.heads.embedded import Embedded
+from trainer.heads.embedded import Embedded, EmbeddingHead
 
 
 class AttentionGate(nn.Module):
@@ -38,7 +38,7 @@ class AttentionGate(nn.Module):
         return torch.sigmoid(self.conv3(x))
 
 
-class AttentionEmbedding(nn.Module):
+class AttentionEmbedding(EmbeddingHead):
     """Levels -> `Embedded`. Pooling and the embedding layer run in float32 under autocast too: distances need it.
 
     `dropout` is only a number for the caller, who draws the mask (`trainer.heads.dropout.dropout_keep`).

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 
 class Embedded(NamedTuple):
@@ -19,3 +20,15 @@ class Embedded(NamedTuple):
     vectors: torch.Tensor
     features: torch.Tensor
     maps: torch.Tensor | None
+
+
+class EmbeddingHead(nn.Module):
+    """levels -> `Embedded`, by a linear layer whose rows are the embedding dimensions.
+
+    `num_features` is the width of what that layer sees, `dropout` the probability of dropping one of them; the mask is
+    drawn by the caller (`trainer.heads.dropout`).
+    """
+
+    embedding: nn.Linear
+    num_features: int
+    dropout: float

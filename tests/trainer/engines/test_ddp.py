@@ -57,9 +57,18 @@ def plain_gradient() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("world_size", "pieces", "cached", "deterministic"),
-    [(1, 1, False, False), (2, 1, False, False), (1, 4, True, False), (2, 4, True, False), (2, 4, False, True), (1, 4, True, True)],
+    [
+        (1, 1, False, False),
+        (2, 1, False, False),
+        (1, 4, True, False),
+        (2, 4, True, False),
+        (2, 4, False, True),
+        (1, 4, True, True),
+    ],
 )
-def test_gradient_is_that_of_one_plain_backward(world_size: int, pieces: int, cached: bool, deterministic: bool) -> None:
+def test_gradient_is_that_of_one_plain_backward(
+    world_size: int, pieces: int, cached: bool, deterministic: bool
+) -> None:
     expected = plain_gradient()
     for found in run_on_ranks(_trained, world_size, 1, pieces, cached, deterministic):
         np.testing.assert_allclose(found["gradient"], expected, atol=2e-6 * np.abs(expected).max() + 1e-7)
