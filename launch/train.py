@@ -86,6 +86,8 @@ def _check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     if config.data.build is not None and build_shards:
         build.build_missing_shards(config)
     _, train, _, _ = build.open_splits(config)
+    if config.model.num_subspaces > len(train):
+        raise UserError(f"model.num_subspaces {config.model.num_subspaces}: more clusters than the {len(train)} images")
     order.check_labels(train.labels, build.batch_rule(config))
     build.transform(config)
     build.model(config)

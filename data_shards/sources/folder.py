@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_shards.errors import UserError
 from data_shards.schema import known_split
-from data_shards.sources.listing import Listing, Record
+from data_shards.sources.listing import Listing, Record, class_names
 from data_shards.sources.splits import complete
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
@@ -22,16 +22,17 @@ def read(
     validation: float | None = None,
     test: float | None = None,
     group: str = "none",
+    classes: str = "",
     seed: int = 0,
 ) -> Listing:
     """List a folder of class folders.
 
     `group` is "none", "parent" (the folder an image lies in, when it is below the class folder), or a number n: the
-    first n characters of the file name. Files of other formats are listed too and end up in rejected.csv by content.
+    first n characters of the file name. `classes` ("a,b,c") fixes which classes there are and
+    their order. Files of other formats are listed too and end up in rejected.csv by content.
     """
     records, notes = complete(list_images(path, _SUFFIXES, group), validation, test, seed)
-    classes = tuple(sorted({record.label for record in records}))
-    return Listing(path.name, classes, tuple(records), root=path, warnings=tuple(notes))
+    return Listing(path.name, class_names(records, classes), tuple(records), root=path, warnings=tuple(notes))
 
 
 def list_images(path: Path, suffixes: set[str], group: str) -> list[Record]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_shards.decode import Header, UInt8Array
+from data_shards.errors import UserError, nearest_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,21 @@ class Record:
     header: Callable[[], Header] | None = None
     mask: Callable[[], UInt8Array] | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
+
+
+def class_names(records: Sequence[Record], wanted: str) -> tuple[str, ...]:
+    """Return the classes in their order: those of `wanted` ("mel,nv,bcc"), or the sorted labels when it is "".
+
+    Raises UserError for a label that is not wanted, naming the image.
+    """
+    if not wanted:
+        return tuple(sorted({record.label for record in records}))
+    names = tuple(name.strip() for name in wanted.split(","))
+    for record in records:
+        if record.label not in names:
+            hint = nearest_of(record.label, list(names))
+            raise UserError(f"{record.path} has the unknown class '{record.label}'{hint}; classes: {', '.join(names)}.")
+    return names
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from data_shards.errors import UserError, nearest_of
 from data_shards.schema import split_name
-from data_shards.sources.listing import Listing, Record
+from data_shards.sources.listing import Listing, Record, class_names
 from data_shards.sources.splits import complete
 
 _MAX_CELL = 4096
@@ -23,15 +23,17 @@ def read(
     group: str = "group",
     validation: float | None = None,
     test: float | None = None,
+    classes: str = "",
     seed: int = 0,
 ) -> Listing:
     """List the images of a CSV table; `group` names the group column ("none": groups are ignored).
 
-    Raises UserError for missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
+    `classes` ("a,b,c") fixes which there are and their order. Raises UserError for other
+    classes, missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
     """
     records, notes = complete(list_rows(path, group), validation, test, seed)
-    classes = tuple(sorted({record.label for record in records}))
-    return Listing(path.parent.name, classes, tuple(records), root=path.parent, warnings=tuple(notes))
+    names = class_names(records, classes)
+    return Listing(path.parent.name, names, tuple(records), root=path.parent, warnings=tuple(notes))
 
 
 def list_rows(path: Path, group: str) -> list[Record]:

@@ -1,0 +1,212 @@
+"""Bad input: one clear line, the right exit code, no traceback, and nothing that existed is lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from data_shards.build import build
+from launch import run_folder
+from launch.cli import main
+from tests.runs import ROOT
+from trainer.backbones.resnet import ResNet
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs the command line in this process: (exit code, what stderr says)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return int(left.value.code or 0), text
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return digits at 16 pixels; only read."""
+    folder = tmp_path_factory.mktemp("bad") / "digits"
+    build("digits", folder, size=16)
+    return folder
+
+
+@pytest.fixture
+def config(shards: Path, tmp_path: Path) -> Path:
+    """Return a configuration that works."""
+    tree = yaml.safe_load((ROOT / "configs" / "smoke" / "fixed.yaml").read_text())
+    tree["data"].update(shards=str(shards), build=None)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def one_line(text: str, *parts: str) -> None:
+    lines = [line for line in text.splitlines() if line.startswith("subspace: ")]
+    assert len(lines) == 1, text
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def test_the_good_configuration_passes(run: Run, config: Path) -> None:
+    assert run("train", config, "--dry-run") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("data.shards=nowhere",), ("nowhere", "subspace shards build")),
+        (("data.imagesize=3",), ("data.imagesize", "image_size")),
+        (("--train.epoch", "3"), ("train.epoch", "epochs")),
+        (("model.backbone.width=3",), ("model.backbone.width", "widths")),
+        (("model.backbone.name=resnet51",), ("resnet51", "resnet50")),
+        (("objective.miner.name=nearest",), ("nearest", "nearest_beyond_cutoff")),
+        (("train.epochs=soon",), ("train.epochs", "soon")),
+        (("train.batch_size=60",), ("60", "train.samples_per_class 8")),
+        (("launch.nproc=3",), ("train.batch_size 64", "3")),
+        (("train.samples_per_class=512", "train.batch_size=1024"), ("512",)),
+        (("model.num_subspaces=2000", "model.num_dims=4000"), ("2000", "1079")),
+        (("model.weights=nowhere.pth",), ("nowhere.pth",)),
+        (("data.channels=3",), ("data.mean",)),
+        (("--nproc", "2", "--deterministic", "train.logical_shards=5"), ("train.logical_shards 5",)),
+        (("--deterministic", "model.backbone.norm=batch"), ("norm",)),
+        (("cluster",), ("cluster", "section.key=value")),
+    ],
+)
+def test_wrong_settings(run: Run, config: Path, words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    code, text = run("train", config, *words, "--run-dir", tmp_path / "run")
+    assert code == 2, text
+    one_line(text, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_absent_broken_and_empty_configuration(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "empty.yaml").write_text("")
+    for name in ("absent.yaml", "broken.yaml", "empty.yaml"):
+        code, text = run("train", name)
+        assert code == 2
+        one_line(text, name)
+
+
+def test_weights_of_another_architecture(run: Run, config: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet34.pth"
+    torch.save(ResNet(depth=34, stages=4).state_dict(), weights)
+    words = ("model.backbone={name: resnet18}", "data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]")
+    code, text = run("train", config, f"model.weights={weights}", *words)
+    assert code == 2
+    one_line(text, "ResNet-18")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    code, text = run("train", config, f"model.weights={tmp_path / 'junk.pth'}", *words)
+    assert code == 2
+    one_line(text, "junk.pth", "no readable weights")
+
+
+def test_used_run_folder_is_left_alone(run: Run, config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.read_text())
+    (folder / "metrics.jsonl").write_text("precious")
+    code, text = run("train", config, "--run-dir", folder)
+    assert code == 2
+    one_line(text, "already used", "--resume auto")
+    code, text = run("train", config, "--run-dir", folder, "--resume", "auto", "optim.lr=0.5")
+    assert code == 2
+    one_line(text, "another configuration", "optim.lr")
+    code, text = run("train", config, "--run-dir", folder, "--resume", "must")
+    assert code == 2
+    one_line(text, "no complete checkpoint")
+    assert (folder / "metrics.jsonl").read_text() == "precious"
+
+
+def test_full_disk_is_said_before_anything_is_written(
+    run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "LEAST_FREE_BYTES", 1 << 60)
+    code, text = run("train", config, "--run-dir", tmp_path / "run")
+    assert code == 2
+    one_line(text, "free")
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupted_shard_is_exit_code_3_and_named(run: Run, config: Path, shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    victim = copy / "train-00000.arrow"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    code, text = run("train", config, f"data.shards={copy}", "--run-dir", tmp_path / "run")
+    assert code == 3
+    one_line(text, "train-00000.arrow")
+    code, _ = run("shards", "verify", copy)
+    assert code == 3
+    assert run("shards", "verify", shards)[0] == 0
+
+
+def table(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    path = folder / "labels.csv"
+    path.write_text(text)
+    return path
+
+
+def test_one_class_and_empty_split(run: Run, config: Path, tmp_path: Path) -> None:
+    one_class = "path,label,split\n" + "".join(f"{i}.png,a,{'train' if i < 4 else 'val'}\n" for i in range(8))
+    assert run("shards", "build", f"table:{table(tmp_path / 't', one_class)}", tmp_path / "one", "--size", "16")[0] == 0
+    code, text = run("train", config, f"data.shards={tmp_path / 'one'}")
+    assert code == 2
+    one_line(text, "one class only")
+
+    no_training = "path,label,split\n" + "".join(f"{i}.png,{'ab'[i % 2]},{'test' if i < 4 else 'val'}\n" for i in range(8))
+    assert run("shards", "build", f"table:{table(tmp_path / 't', no_training)}", tmp_path / "two", "--size", "16")[0] == 0
+    code, text = run("train", config, f"data.shards={tmp_path / 'two'}")
+    assert code == 2
+    one_line(text, "'train'", "validation, test")
+
+
+def test_wrong_tables_and_sources(run: Run, tmp_path: Path, shards: Path) -> None:
+    labels = table(tmp_path / "t", "file,label\n0.png,a\n")
+    code, text = run("shards", "build", f"table:{labels}", tmp_path / "out")
+    assert code == 2
+    one_line(text, "path", "file, label")
+    labels = table(tmp_path / "t", "path,label\n0.png,nv\n1.png,mell\n")
+    code, text = run("shards", "build", f"table:{labels}", tmp_path / "out", "classes=nv,mel")
+    assert code == 2
+    one_line(text, "unknown class 'mell'", "'mel'")
+    overlap = "path,label,split,group\n0.png,a,train,p7\n1.png,b,train,p8\n2.png,a,test,p7\n3.png,b,test,p9\n"
+    code, text = run("shards", "build", f"table:{table(tmp_path / 't', overlap)}", tmp_path / "out")
+    assert code == 2
+    one_line(text, "p7")
+    assert not (tmp_path / "out").exists()
+    wrong = (("tabel:x.csv", tmp_path / "out", "table"), ("folder:nowhere", tmp_path / "out", "nowhere"))
+    for source, dest, part in (*wrong, ("digits", shards, "exists")):
+        code, text = run("shards", "build", source, dest)
+        assert code == 2
+        one_line(text, part)
+
+
+def test_no_run_there(run: Run, tmp_path: Path) -> None:
+    for command in ("status", "report", "evaluate"):
+        code, text = run(command, tmp_path / "nothing")
+        assert code == 2
+        one_line(text, "nothing")
+    code, text = run("checkpoint", "hash", tmp_path / "nothing")
+    assert code == 2
+    one_line(text, "nothing")
