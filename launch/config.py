@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_shards.errors import UserError, nearest_of
 
+Resume = Literal["auto", "never", "must"]
+
 
 class Section(BaseModel):
     """A part of the configuration: frozen, every key known."""

@@ -10,14 +10,13 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_shards.errors import UserError
 from data_shards.files import write_text
-from launch.config import RunConfig, dump_config, load_config
+from launch.config import Resume, RunConfig, dump_config, load_config
 from trainer.checkpoint import CheckpointStore
 
-Resume = Literal["auto", "never", "must"]
 # What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.
 FREE_SECTIONS = ("launch", "ray")
 LEAST_FREE_BYTES = 64 << 20

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import UserError
-from launch import run_folder, torchrun
-from launch.config import RunConfig, dump_config, load_config
+from launch import torchrun
+from launch.config import Resume, RunConfig, dump_config, load_config
 from launch.status import read_status, write_status
 
 
@@ -19,7 +19,7 @@ class TrainOptions:
     """What the command line says beside the configuration."""
 
     run_dir: Path | None = None
-    resume: run_folder.Resume = "never"
+    resume: Resume = "never"
     stop_after_step: int | None = None
     print_config: bool = False
     dry_run: bool = False
@@ -35,6 +35,8 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
     if options.print_config:
         print(dump_config(config), end="")
         return 0
+    from launch import run_folder  # torch comes with it, and a wrong configuration should not wait for that
+
     run = options.run_dir or Path("runs") / config.name
     if torchrun.under_torchrun():
         return _under_torchrun(config, run, options)
@@ -66,6 +68,7 @@ def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
 
 def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     """Be a rank of somebody else's agent: rank 0 takes the folder, the others wait for it at the first collective."""
+    from launch import run_folder
     from launch.rank import main as run_rank
 
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

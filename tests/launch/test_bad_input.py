@@ -174,8 +174,12 @@ def test_one_class_and_empty_split(run: Run, config: Path, tmp_path: Path) -> No
     assert code == 2
     one_line(text, "one class only")
 
-    no_training = "path,label,split\n" + "".join(f"{i}.png,{'ab'[i % 2]},{'test' if i < 4 else 'val'}\n" for i in range(8))
-    assert run("shards", "build", f"table:{table(tmp_path / 't', no_training)}", tmp_path / "two", "--size", "16")[0] == 0
+    no_training = "path,label,split\n" + "".join(
+        f"{i}.png,{'ab'[i % 2]},{'test' if i < 4 else 'val'}\n" for i in range(8)
+    )
+    assert (
+        run("shards", "build", f"table:{table(tmp_path / 't', no_training)}", tmp_path / "two", "--size", "16")[0] == 0
+    )
     code, text = run("train", config, f"data.shards={tmp_path / 'two'}")
     assert code == 2
     one_line(text, "'train'", "validation, test")

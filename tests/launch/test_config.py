@@ -1,0 +1,110 @@
+"""Configurations: overrides in both dialects, precedence, one-sentence errors, no heavy imports, round trip."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_shards.errors import UserError
+from launch.cli import joined_overrides
+from launch.config import PUBLISHED, checked, dump_config, load_config, parse_overrides
+from tests.runs import ROOT
+
+MINIMAL = {"data": {"shards": "x"}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert checked(yaml.safe_load(dump_config(config)), "again") == config
+
+
+def write(tmp_path: Path, tree: object) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_overrides_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {**MINIMAL, "optim": {"lr": 0.1, "weight_decay": 0.1}, "train": {"epochs": 7}})
+    monkeypatch.setenv("SUBSPACE__OPTIM__LR", "0.2")
+    monkeypatch.setenv("SUBSPACE__OPTIM__WEIGHT_DECAY", "0.2")
+    config = load_config(path, ["optim.lr=0.3"])
+    assert (config.optim.lr, config.optim.weight_decay, config.train.epochs, config.seed) == (0.3, 0.2, 7, 0)
+
+
+def test_values_are_yaml() -> None:
+    found = parse_overrides(
+        ["a.b=1e-4", "a.c=true", "a.d=[1, 2]", "a.e=null", "a.f=text", "a.g=x=y", "train.samples-per-class=2"]
+    )
+    assert found == {
+        "a.b": 1e-4,
+        "a.c": True,
+        "a.d": [1, 2],
+        "a.e": None,
+        "a.f": "text",
+        "a.g": "x=y",
+        "train.samples_per_class": 2,
+    }
+
+
+def test_both_dialects_reach_the_parser_as_one() -> None:
+    words = ["train", "c.yaml", "--optim.lr", "1e-4", "--train.epochs=3", "x.y=1", "--nproc", "2", "--run-dir", "a.b"]
+    assert joined_overrides(words) == [
+        *("train", "c.yaml", "optim.lr=1e-4", "train.epochs=3", "x.y=1", "--nproc", "2", "--run-dir", "a.b")
+    ]
+    with pytest.raises(UserError, match=r"--optim\.lr needs a value"):
+        joined_overrides(["--optim.lr"])
+
+
+def test_published_sets_what_is_not_set(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "compat": "published", "growth": {"score": "mean_of_abs"}, "train": {"epochs": 300}}
+    config = load_config(write(tmp_path, tree))
+    assert config.growth.score == "mean_of_abs"
+    assert (config.train.schedule, config.train.finetune_epoch) == ("published", 250)
+    assert config.cluster.recluster_after_growth is False
+    assert set(PUBLISHED) >= {"train.schedule", "cluster.recluster_after_growth"}
+
+
+def test_setting_below_a_value_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'seed' is a value"):
+        load_config(write(tmp_path, {**MINIMAL, "seed": 3}), ["seed.x=1"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+SECTIONS = st.sampled_from(["data", "model", "train", "optim", "cluster", "growth", "evaluate", "launch", "ray", "x"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(SECTIONS, JSON, max_size=4))
+def test_anything_is_accepted_or_refused_in_one_sentence(tree: dict) -> None:
+    try:
+        config = checked(tree, "fuzz")
+    except UserError as error:
+        assert error.exit_code == 2
+        assert str(error).startswith("fuzz: ")
+    else:
+        assert checked(yaml.safe_load(dump_config(config)), "again") == config
+
+
+def test_a_configuration_error_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from launch.cli import main\n"
+        "try: main(['train', sys.argv[1], 'train.epochz=3'])\n"
+        "except SystemExit as left: print(left.code, sorted({'torch', 'ray', 'faiss', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "configs" / "demo.yaml")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "2 []", done.stderr
+    assert "epochs" in done.stderr
