@@ -22,16 +22,17 @@ from data_shards.errors import UserError
 app = SubcommandApp()
 shards = SubcommandApp()
 checkpoint = SubcommandApp()
-Words = Positional[tuple[str, ...]]
-_OVERRIDE = re.compile(r"--?[A-Za-z_]\w*(\.[\w-]+)+(=.*)?$", re.DOTALL)
+Words = tuple[str, ...]
+_DASHED = re.compile(r"--?[A-Za-z_]\w*(\.[\w-]+)+(=.*)?$", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z_][\w.-]*=", re.DOTALL)
 
 
 @app.command
 def train(
     config: Positional[Path],
-    overrides: Words = (),
     /,
     *,
+    overrides: Words = (),
     run_dir: Path | None = None,
     resume: Literal["auto", "never", "must"] = "never",
     nproc: int | None = None,
@@ -44,7 +45,7 @@ def train(
 
     Args:
         config: YAML file, see configs/.
-        overrides: section.key=value, as many as needed; --section.key value means the same.
+        overrides: section.key=value, as many as needed and anywhere; --section.key value means the same.
         run_dir: folder of the run; runs/NAME when not given.
         resume: go on from the newest checkpoint of the run folder.
         nproc: ranks on this node (launch.nproc).
@@ -134,9 +135,9 @@ def report(run: Positional[Path], /) -> int:
 def build(
     source: Positional[str],
     dest: Positional[Path],
-    options: Words = (),
     /,
     *,
+    overrides: Words = (),
     size: int | None = None,
     stored: Literal["raw", "png", "jpeg", "as-is"] | None = None,
     fit: Literal["crop", "pad", "stretch"] = "crop",
@@ -150,7 +151,7 @@ def build(
     Args:
         source: folder:PATH, table:LABELS.csv, isic19:PATH, mura:PATH, hyperkvasir:PATH, dicom:PATH, digits, phantoms.
         dest: the folder to make; must not exist.
-        options: key=value options of the source.
+        overrides: key=value options of the source, anywhere.
         size: side of the stored images in pixels; as they are when not given.
         stored: how images are stored.
         fit: how images become square.
@@ -162,7 +163,7 @@ def build(
     from data_shards.build import build as run_build
     from launch.config import parse_overrides
 
-    given = {**parse_overrides(list(options)), **({"group": group} if group is not None else {})}
+    given = {**parse_overrides(list(overrides)), **({"group": group} if group is not None else {})}
     manifest = run_build(source, dest, size, stored, fit, shard_mb, strict, given, sys.stderr.isatty(), num_workers)
     for warning in manifest.warnings:
         print(f"note: {warning}", file=sys.stderr)
@@ -227,21 +228,26 @@ app.command(shards, name="shards", help="Build, verify and look into shard folde
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 
 
-def joined_overrides(arguments: Sequence[str]) -> list[str]:
-    """Turn `--a.b c` and `--a.b=c` into `a.b=c`, the form that the parser takes."""
-    joined: list[str] = []
+def gathered_overrides(arguments: Sequence[str]) -> list[str]:
+    """Gather `a.b=c`, `--a.b c` and `--a.b=c` from anywhere into one `--overrides` at the end.
+
+    The parser wants words of one kind together; people write them where they think of them.
+    """
+    words, overrides = [], []
     rest = iter(arguments)
     for word in rest:
-        if not _OVERRIDE.match(word):
-            joined.append(word)
+        if _PLAIN.match(word):
+            overrides.append(word)
+        elif not _DASHED.match(word):
+            words.append(word)
         elif "=" in word:
-            joined.append(word.lstrip("-"))
+            overrides.append(word.lstrip("-"))
         else:
             value = next(rest, None)
             if value is None:
                 raise UserError(f"{word} needs a value")
-            joined.append(f"{word.lstrip('-')}={value}")
-    return joined
+            overrides.append(f"{word.lstrip('-')}={value}")
+    return [*words, *(["--overrides", *overrides] if overrides else [])]
 
 
 def _print_scores(evaluations: dict[str, Any]) -> None:
@@ -253,7 +259,7 @@ def _print_scores(evaluations: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves through SystemExit with the exit code."""
     try:
-        code = app.cli(args=joined_overrides(sys.argv[1:] if arguments is None else arguments), prog="subspace")
+        code = app.cli(args=gathered_overrides(sys.argv[1:] if arguments is None else arguments), prog="subspace")
     except UserError as error:
         print(f"subspace: {error}", file=sys.stderr)
         code = error.exit_code

@@ -83,7 +83,7 @@ def test_the_good_configuration_passes(run: Run, config: Path) -> None:
         (("data.channels=3",), ("data.mean",)),
         (("--nproc", "2", "--deterministic", "train.logical_shards=5"), ("train.logical_shards 5",)),
         (("--deterministic", "model.backbone.norm=batch"), ("norm",)),
-        (("cluster",), ("cluster", "section.key=value")),
+        (("cluster=3",), ("cluster", "3")),
     ],
 )
 def test_wrong_settings(run: Run, config: Path, words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:

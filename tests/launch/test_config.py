@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards.errors import UserError
-from launch.cli import joined_overrides
+from launch.cli import gathered_overrides
 from launch.config import PUBLISHED, checked, dump_config, load_config, parse_overrides
 from tests.runs import ROOT
 
@@ -56,11 +56,12 @@ def test_values_are_yaml() -> None:
 
 def test_both_dialects_reach_the_parser_as_one() -> None:
     words = ["train", "c.yaml", "--optim.lr", "1e-4", "--train.epochs=3", "x.y=1", "--nproc", "2", "--run-dir", "a.b"]
-    assert joined_overrides(words) == [
-        *("train", "c.yaml", "optim.lr=1e-4", "train.epochs=3", "x.y=1", "--nproc", "2", "--run-dir", "a.b")
+    assert gathered_overrides(words) == [
+        *("train", "c.yaml", "--nproc", "2", "--run-dir", "a.b"),
+        *("--overrides", "optim.lr=1e-4", "train.epochs=3", "x.y=1"),
     ]
     with pytest.raises(UserError, match=r"--optim\.lr needs a value"):
-        joined_overrides(["--optim.lr"])
+        gathered_overrides(["--optim.lr"])
 
 
 def test_published_sets_what_is_not_set(tmp_path: Path) -> None:
