@@ -73,6 +73,7 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
     finally:
         session.close()
         os.environ.pop(ADDRESS, None)
+        (run / TOKEN_FILE).unlink(missing_ok=True)
 
 
 def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:

@@ -72,11 +72,15 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     from launch.rank import main as run_rank
 
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if os.environ["RANK"] == "0":
+    leader = os.environ["RANK"] == "0"
+    if leader:
         _check(config, int(os.environ["WORLD_SIZE"]), build_shards=True)
         run_folder.check(run, config, "auto" if restarted else options.resume)
         run_folder.take(run, config)
-    return run_rank(run, options.stop_after_step, config)
+    code = run_rank(run, options.stop_after_step, config)
+    if leader and _state(run) == "completed":
+        _conclude(run)
+    return code
 
 
 def _check(config: RunConfig, world_size: int, build_shards: bool) -> None:

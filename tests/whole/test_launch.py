@@ -1,0 +1,144 @@
+"""The command line from outside: other people's torchrun, signals, numbers that go wrong, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.runs import ROOT, disturbed, environment, events, steps, subspace, wait_until
+
+pytestmark = pytest.mark.slow
+GROWTH = ROOT / "configs" / "smoke" / "growth.yaml"
+FIXED = ROOT / "configs" / "smoke" / "fixed.yaml"
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run of the fixed-K recipe with fine-tuning."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = subspace("train", FIXED, f"data.shards={digits}", "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout
+    return run
+
+
+def test_fixed_subspaces_train_apart_and_then_together(finished: Path) -> None:
+    trained = [line["subspace"] for line in steps(finished)]
+    assert len(trained) == 24
+    assert set(trained[:16]) == {0, 1, 2}
+    assert trained[16:] == [None] * 8  # the fine-tuning epoch trains the whole embedding
+    assert status(finished)["num_subspaces"] == 3
+
+
+def test_run_folder_holds_what_the_design_lists(finished: Path) -> None:
+    for name in ("config.yaml", "env.json", "status.json", "metrics.jsonl", "events.jsonl", "train.log", "report.html"):
+        assert (finished / name).stat().st_size > 0, name
+    for split in ("validation", "test"):
+        scores = json.loads((finished / "evaluation" / f"{split}.json").read_text())
+        assert {"nmi", "ami", "recall", "macro_recall_at_1", "map_at_r", "r_precision", "num_lone_queries"} <= set(
+            scores
+        )
+        assert set(scores["recall"]) == {"1", "2", "4", "8"}
+        assert [part["width"] for part in scores["per_subspace"]] == [11, 11, 10]
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (finished / "exported" / name).exists()
+    assert not (finished / ".ray_token").exists()
+    line = steps(finished)[0]
+    assert set(line) == {"epoch", "step", "subspace", "loss", "lr", "images_per_s", "time"}
+    assert {"state", "epoch", "step", "num_subspaces", "world_size", "attempt", "exit_code", "reason"} <= set(
+        status(finished)
+    )
+
+
+def test_evaluate_repeats_the_scores_of_the_run(finished: Path) -> None:
+    before = json.loads((finished / "evaluation" / "test.json").read_text())
+    done = subspace("evaluate", finished, "--split", "test", "--json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["recall"]["1"] == pytest.approx(before["recall"]["1"], abs=0.01)
+    assert again["nmi"]["mean"] == pytest.approx(before["nmi"]["mean"], abs=0.02)
+
+
+def test_status_of_a_finished_run(finished: Path) -> None:
+    assert json.loads(subspace("status", finished, "--json").stdout)["state"] == "completed"
+    word = subprocess.run(
+        [sys.executable, "-m", "launch.status", str(finished)], capture_output=True, text=True, env=environment()
+    )
+    assert word.stdout.strip() == "completed"
+
+
+def test_completed_run_is_not_trained_again(finished: Path, digits: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    done = subspace("train", FIXED, f"data.shards={digits}", "--run-dir", finished, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "complete already" in done.stdout
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def ray_processes() -> set[int]:
+    names = ("raylet", "gcs_server")
+    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)}
+
+
+def test_under_somebody_elses_torchrun_with_ray(digits: Path, tmp_path: Path) -> None:
+    run, before = tmp_path / "run", ray_processes()
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "launch",
+        "train",
+        str(GROWTH),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words, f"data.shards={digits}", "--run-dir", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert status(run)["state"] == "completed"
+    assert status(run)["world_size"] == 2
+    assert len(events(run, "growth")) == 1
+    assert (run / "report.html").exists()
+    assert ray_processes() <= before  # nothing is left running
+
+
+def test_sigterm_saves_and_the_run_goes_on(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words: list[str | Path] = ["train", FIXED, f"data.shards={digits}", "--run-dir", run, "train.epochs=40"]
+
+    def ask(process: psutil.Process) -> None:
+        wait_until(lambda: len(steps(run)) >= 3, "the first steps")
+        process.send_signal(signal.SIGTERM)
+
+    assert disturbed(words, ask) == 75
+    assert status(run)["state"] == "preempted"
+    stopped_at = status(run)["step"]
+    done = subspace(*words, "--resume", "must", "--stop-after-step", str(stopped_at + 2))
+    assert done.returncode == 75, done.stderr
+    assert [line["step"] for line in steps(run)] == list(range(1, stopped_at + 3))
+
+
+def test_numbers_that_are_not_finite_stop_the_run_with_code_4(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subspace("train", FIXED, f"data.shards={digits}", "--run-dir", run, "optim.lr=1e30")
+    assert done.returncode == 4, done.stderr
+    assert status(run)["exit_code"] == 4
+    assert "not finite at step" in status(run)["reason"]
+    assert "Traceback" not in done.stderr
