@@ -35,7 +35,8 @@ class BatchRule:
     batch_size: rows of the global batch. samples_per_class: rows of each class in it; 0 = plain shuffled batches.
     steps: steps of an epoch; None = one per batch_size assigned rows. temperature: steps of a subspace go with
     size**temperature (1 proportional, 0 uniform). schedule: "budget" as just said, or "published": every subspace gets
-    as many steps as the largest, in turn.
+    as many steps as the largest, in turn. class_temperature: classes are drawn with weights size**class_temperature
+    (0 all alike, as published; towards 1 the prior of the data shows through, and common classes are in most batches).
     """
 
     batch_size: int
@@ -43,6 +44,7 @@ class BatchRule:
     steps: int | None = None
     temperature: float = 1.0
     schedule: Literal["budget", "published"] = "budget"
+    class_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that cannot make a batch."""
@@ -58,18 +60,20 @@ class BatchRule:
             )
         if self.steps is not None and self.steps < 1:
             raise UserError(f"{self.steps} steps per epoch: use at least 1, or none for one pass over the data")
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} is negative: use 1 (proportional) down to 0 (uniform)")
+        for what in ("temperature", "class_temperature"):
+            if getattr(self, what) < 0:
+                raise UserError(f"{what} {getattr(self, what)} is negative: use 1 (proportional) down to 0 (uniform)")
         if self.schedule not in ("budget", "published"):
             raise UserError(f"unknown schedule '{self.schedule}': use budget or published")
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """What one subspace draws from: groups of rows (its classes), rows per group, and groups in a batch."""
+    """What one subspace draws from: groups of rows (its classes), their weights, rows per group, groups in a batch."""
 
     subspace: int
     groups: list[npt.NDArray[np.int64]]
+    shares: npt.NDArray[np.float64]
     quotas: npt.NDArray[np.int64]
     groups_per_batch: int
     size: int
@@ -134,14 +138,16 @@ def _pool(subspace: int, rows: npt.NDArray[np.int64], labels: Ints, rule: BatchR
     """Return the pool of one subspace; classes with a single row in it are left out (they have no positive pair)."""
     if not rule.samples_per_class:
         groups = [rows] if len(rows) else []
-        return _Pool(subspace, groups, np.array([rule.batch_size]), 1, len(rows))
+        return _Pool(subspace, groups, np.ones(1), np.array([rule.batch_size]), 1, len(rows))
     rows = rows[np.argsort(labels[rows], kind="stable")]
     starts = np.flatnonzero(np.diff(labels[rows], prepend=labels[rows[:1]] - 1)) if len(rows) else np.array([], int)
     groups = [g for g in np.split(rows, starts[1:]) if len(g) >= 2] if len(rows) else []
     sizes = np.array([len(g) for g in groups], dtype=np.int64)
     wanted = rule.batch_size // rule.samples_per_class
     quotas = _quotas(sizes, rule) if 0 < len(groups) < wanted else np.full(len(groups), rule.samples_per_class)
-    return _Pool(subspace, groups, quotas, min(wanted, len(groups)), int(sizes.sum()))
+    weights = sizes.astype(np.float64) ** rule.class_temperature
+    shares = weights / max(weights.sum(), 1.0)
+    return _Pool(subspace, groups, shares, quotas, min(wanted, len(groups)), int(sizes.sum()))
 
 
 def _quotas(sizes: npt.NDArray[np.int64], rule: BatchRule) -> npt.NDArray[np.int64]:
@@ -197,7 +203,8 @@ def _draw(seed: int, epoch: int, pool: _Pool, steps: int) -> npt.NDArray[np.int6
         walks = [_walk(rng, g, steps, int(q)) for g, q in zip(pool.groups, pool.quotas, strict=True)]
         rows = np.concatenate(walks, axis=1)
     else:
-        picks = [rng.choice(num_groups, pool.groups_per_batch, replace=False) for _ in range(steps)]
+        per_batch, shares = pool.groups_per_batch, pool.shares
+        picks = [rng.choice(num_groups, per_batch, replace=False, p=shares) for _ in range(steps)]
         chosen = np.array(picks, dtype=np.int64).reshape(-1)
         visits = np.bincount(chosen, minlength=num_groups)
         walks = [_walk(rng, pool.groups[g], int(visits[g]), int(pool.quotas[g])) for g in np.flatnonzero(visits)]

@@ -117,7 +117,12 @@ def batch_rule(config: RunConfig) -> BatchRule:
     """Return how batches are drawn."""
     train = config.train
     return BatchRule(
-        train.batch_size, train.samples_per_class, train.steps_per_epoch, train.temperature, train.schedule
+        train.batch_size,
+        train.samples_per_class,
+        train.steps_per_epoch,
+        train.temperature,
+        train.schedule,
+        train.class_temperature,
     )
 
 
@@ -283,6 +288,7 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         nmi_seeds=config.evaluate.nmi_seeds_while_training,
         exclude_groups=config.evaluate.exclude_groups,
         monitor=config.growth.monitor,
+        min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,
         on_nonfinite=config.train.on_nonfinite,
         stop_after_step=stop_after_step,

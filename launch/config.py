@@ -95,7 +95,8 @@ class TrainSection(Section):
     batch_size: int = Field(32, gt=1)
     samples_per_class: int = Field(8, ge=0)
     steps_per_epoch: int | None = Field(None, gt=0)
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, description="steps of a subspace go with size ** temperature")
+    class_temperature: float = Field(0.0, ge=0, description="classes are drawn with weights size ** class_temperature")
     schedule: Literal["budget", "published"] = "budget"
     accumulate: int = Field(1, gt=0, description="forward passes a rank splits its part of the batch into")
     precision: Literal["fp32", "bf16"] = "fp32"

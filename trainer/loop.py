@@ -65,6 +65,7 @@ class LoopOptions:
     nmi_seeds: int
     exclude_groups: bool
     monitor: str
+    min_delta: float
     checkpoint_every_steps: int | None
     on_nonfinite: str
     stop_after_step: int | None = None
@@ -288,7 +289,8 @@ class Loop:
             line["validation"] = scores
             monitored = evaluate.monitored(scores, self.options.monitor)
             metrics = {"score": monitored}
-            if state.best["score"] is None or monitored > state.best["score"]:
+            # The controller's rule: an epoch that is best never ends with a split, so its checkpoint is whole.
+            if state.best["score"] is None or monitored > state.best["score"] + self.options.min_delta:
                 state.best = {"epoch": state.epoch, "score": monitored}
         self.recorder.epoch(line)
         growth = None

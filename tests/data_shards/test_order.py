@@ -247,3 +247,22 @@ def test_apportion_is_exact_and_close(weights: list[float], extra: int) -> None:
 def test_user_errors(make: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_class_temperature_moves_the_draw_towards_the_prior() -> None:
+    sizes = np.array([400, 100, 100, 25, 25])
+    labels = np.repeat(np.arange(5), sizes)
+
+    def drawn(temperature: float) -> np.ndarray:
+        rule = BatchRule(8, 4, steps=4000, class_temperature=temperature)
+        found = np.zeros(5)
+        for _, rows in batches(0, 0, None, labels, 1, rule):
+            present, counts = np.unique(labels[rows], return_counts=True)
+            assert counts.tolist() == [4, 4]
+            found[present] += 1
+        return found / 4000
+
+    np.testing.assert_allclose(drawn(0.0), 0.4, atol=0.04)
+    p = sizes / sizes.sum()  # two draws without replacement: first with p, second with p among the others
+    expected = p + np.array([sum(p[j] * p[i] / (1 - p[j]) for j in range(5) if j != i) for i in range(5)])
+    np.testing.assert_allclose(drawn(1.0), expected, atol=0.04)
