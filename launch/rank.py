@@ -24,7 +24,7 @@ from data_shards.files import write_text
 from data_shards.reader import SplitReader
 from launch import build, services
 from launch.config import RunConfig, load_config
-from launch.record import RunRecorder, SilentRecorder
+from launch.record import RunRecorder, SilentRecorder, append_event
 from launch.status import read_status, write_status
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
@@ -221,7 +221,9 @@ def _failed(run: Path, rank: int, error: Exception) -> int:
     final = code in FINAL_CODES
     log.error("%s", error if final or isinstance(error, UserError) else "".join(traceback.format_exception(error)))
     if final:
-        write_status(run, state="failed", exit_code=code, reason=str(error))
+        status = write_status(run, state="failed", exit_code=code, reason=str(error))
+        where = {name: status[name] for name in ("epoch", "step", "attempt")}
+        append_event(run, "failed", **where, exit_code=code, reason=str(error))
     elif rank == 0:
         write_status(run, reason=f"{type(error).__name__}: {error}", exit_code=code)
     return 0 if final else 1

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cluster.telemetry import gpu_readings
 from data_shards.files import write_text
 from launch.status import write_status
 from trainer.state import RunState
@@ -58,6 +59,12 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     write_text(path, "".join(text + "\n" for text in kept))
 
 
+def append_event(run: Path, event: str, **details: Any) -> None:
+    """Append one event from outside the loop."""
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": time.time(), "event": event, **details}) + "\n")
+
+
 class RunRecorder(SilentRecorder):
     """Writes to a run folder; `resume_step` is the step of the checkpoint that the run goes on from."""
 
@@ -83,7 +90,9 @@ class RunRecorder(SilentRecorder):
                 self.writer.add_scalar(f"train/{name}", line[name], line["step"])
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """Write one line of an epoch with its validation scores."""
+        """Write one line of an epoch with its validation scores, and what the GPUs say, if there are any."""
+        gpus = gpu_readings()
+        line = {**line, "gpus": gpus} if gpus else line
         self.metrics.write(json.dumps(line) + "\n")
         scores = line.get("validation")
         text = f"epoch {line['epoch']:>3}  loss {line['train']['loss']:.4f}"

@@ -31,14 +31,17 @@ def run_id(config: RunConfig, run: Path) -> str:
     return f"{config.name}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]}"
 
 
-def _authenticate(run: Path, local: bool) -> None:
+def _authenticate(run: Path, make_token: bool) -> None:
+    """Turn token authentication on, with the user's token, or else with the run's own."""
     os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
-    if local and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        path = (run / TOKEN_FILE).resolve()
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path = (run / TOKEN_FILE).resolve()
+    if make_token and not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    if path.exists():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
@@ -49,7 +52,7 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         yield
         return
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    _authenticate(run, local=address is None)
+    _authenticate(run, make_token=address is None)
     from cluster import actors  # after: Ray reads the authentication mode once, when it is imported
 
     settings = config.cluster
@@ -95,7 +98,7 @@ def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
         if distributed.rank() == 0:
             ends.enter_context(started(config, run, distributed.world_size()))
         os.environ[ADDRESS] = distributed.broadcast_json(os.environ.get(ADDRESS))
-    _authenticate(run, local=True)
+    _authenticate(run, make_token=False)
     from cluster import actors
 
     session = actors.ensure_ray(os.environ[ADDRESS])

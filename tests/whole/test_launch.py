@@ -141,4 +141,5 @@ def test_numbers_that_are_not_finite_stop_the_run_with_code_4(digits: Path, tmp_
     assert done.returncode == 4, done.stderr
     assert status(run)["exit_code"] == 4
     assert "not finite at step" in status(run)["reason"]
+    assert len(events(run, "failed")) == 1
     assert "Traceback" not in done.stderr
