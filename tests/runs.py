@@ -26,10 +26,17 @@ def environment() -> dict[str, str]:
     return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
 
 
-def subspace(*words: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def subspace(
+    *words: str | Path, timeout_s: float = 240, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with more environment variables if given."""
     return subprocess.run(
-        command(*words), capture_output=True, text=True, timeout=timeout_s, env=environment(), stdin=subprocess.DEVNULL
+        command(*words),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**environment(), **(variables or {})},
+        stdin=subprocess.DEVNULL,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -117,6 +118,40 @@ def test_under_somebody_elses_torchrun_with_ray(digits: Path, tmp_path: Path) ->
     assert len(events(run, "growth")) == 1
     assert (run / "report.html").exists()
     assert ray_processes() <= before  # nothing is left running
+
+
+SOMEBODYS_RAY = """
+import sys, tempfile, ray
+with tempfile.TemporaryDirectory(prefix="ray") as folder:
+    ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, _temp_dir=folder)
+    print("address", ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.readline()
+    ray.shutdown()
+"""
+
+
+def test_joins_the_ray_it_is_told_and_leaves_it_running(digits: Path, tmp_path: Path) -> None:
+    run, token = tmp_path / "run", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", SOMEBODYS_RAY],
+        env={**environment(), **token},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert theirs.stdout is not None
+    try:
+        address = next(line.split()[1] for line in theirs.stdout if line.startswith("address"))
+        before = ray_processes()
+        words = ("train", GROWTH, f"data.shards={digits}", "--run-dir", run, f"ray.address={address}")
+        done = subspace(*words, variables=token)
+        assert done.returncode == 0, done.stderr
+        assert len(events(run, "recluster")) == 1
+        assert theirs.poll() is None
+        assert ray_processes() == before  # no Ray of our own, and theirs is still there
+        assert token["RAY_AUTH_TOKEN"] not in "".join(path.read_text() for path in run.glob("*.*") if path.is_file())
+    finally:
+        theirs.communicate("done\n", timeout=60)
 
 
 def test_sigterm_saves_and_the_run_goes_on(digits: Path, tmp_path: Path) -> None:
