@@ -22,6 +22,7 @@ import faiss
 import numpy as np
 from sklearn.cluster import KMeans
 
+from cluster.index import BackendName
 from cluster.kmeans import kmeans
 
 SEEDS = 10
@@ -60,7 +61,11 @@ def evaluation(num_rows: int, num_clusters: int, repeats: int) -> None:
         for seed in range(SEEDS):
             KMeans(num_clusters, n_init=1, random_state=seed, max_iter=100, tol=0).fit(x)
 
-    ways = {"ours": lambda: [kmeans(x, num_clusters, seed) for seed in range(SEEDS)], "sklearn": sklearn}
+    def ours() -> None:
+        for seed in range(SEEDS):
+            kmeans(x, num_clusters, seed, backend="numpy")
+
+    ways = {"ours": ours, "sklearn": sklearn}
     told(f"evaluation, {num_rows} x 128, K={num_clusters}, {SEEDS} seeds", medians(ways, repeats))
 
 
@@ -69,8 +74,8 @@ def lloyd(num_rows: int, width: int, num_clusters: int, repeats: int) -> None:
     x = unit_rows(num_rows, width, num_clusters)
     start = x[:num_clusters].copy()
 
-    def ours() -> Any:
-        return kmeans(x, num_clusters, 0, num_iterations=20, initial=start)
+    def ours(backend: BackendName) -> Any:
+        return kmeans(x, num_clusters, 0, num_iterations=20, initial=start, backend=backend)
 
     def sklearn() -> Any:
         return KMeans(num_clusters, init=start, n_init=1, max_iter=20, tol=0).fit(x)
@@ -80,9 +85,10 @@ def lloyd(num_rows: int, width: int, num_clusters: int, repeats: int) -> None:
         found.train(x, init_centroids=start)
         found.index.search(x, 1)
 
-    agree = float(np.mean(ours().labels == sklearn().labels_))
+    agree = float(np.mean(ours("faiss").labels == sklearn().labels_))
     case = f"Lloyd, {num_rows} x {width}, K={num_clusters}, 20 iterations, labels equal to sklearn {agree:.6f}"
-    told(case, medians({"ours": ours, "sklearn": sklearn, "faiss": with_faiss}, repeats))
+    screens = {"ours": lambda: ours("faiss"), "ours with numpy's screen": lambda: ours("numpy")}
+    told(case, medians({**screens, "sklearn": sklearn, "faiss": with_faiss}, repeats))
 
 
 def main() -> None:

@@ -15,40 +15,18 @@ Legend: n rows of a block, F feature width, K centroids, p candidate pairs.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.screen import UNIT, Backend, Features, Labels, Screen, shifted_scores
 from data_shards.errors import UserError
 
 BackendName = Literal["auto", "numpy", "faiss", "faiss-gpu", "torch"]
-Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int32]
 
 MAX_MAGNITUDE = 1e15  # squares and sums of 1e15 still fit float32; 1e20 makes faiss abort the process
-_UNIT = 2.0**-24
 _EXACT_BLOCK = 1 << 21  # float64 numbers per block of the exact pass: 16 MiB
-
-
-class Screen(NamedTuple):
-    """Labels (n,) of a block and the (row, centroid) pairs (p,), (p,) that rounding leaves undecided."""
-
-    labels: Labels
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
-
-
-class Backend(Protocol):
-    """A way to screen: `load` moves a block to where the work happens, `screen` is called on slices of it."""
-
-    chunk: int
-
-    def load(self, block: Features) -> Any: ...
-
-    def prepare(self, centroids: Features, max_norm: float) -> None: ...
-
-    def screen(self, chunk: Any) -> Screen: ...
 
 
 def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> Features:
@@ -141,7 +119,7 @@ def row_norm_bound(features: Features) -> float:
     if not features.size:
         return 0.0
     squares = float(np.max(np.einsum("ij,ij->i", features, features)))
-    return float(np.sqrt(squares * (1 + features.shape[1] * 2 * _UNIT))) + 1e-20
+    return float(np.sqrt(squares * (1 + features.shape[1] * 2 * UNIT))) + 1e-20
 
 
 class NumpyBackend:
@@ -170,28 +148,6 @@ class NumpyBackend:
         return Screen(labels.astype(np.int32), rows, columns)
 
 
-def shifted_scores(centroids: Features, max_norm: float) -> tuple[Features, Features, np.float32]:
-    """Return ((F, K) weights, (K,) offsets, tolerance) so that rows @ weights + offsets orders the centroids.
-
-    The mean centroid m is taken out: |x - c|^2 = |x - m|^2 + (|c'|^2 + 2 m.c' - 2 x.c') with c' = c - m, and only the
-    bracket differs between centroids. Its rounding error scales with the *spread* of the centroids, so collapsed
-    embeddings do not send every row to the exact pass. Two scores closer than the tolerance may be in either order.
-    """
-    wide = centroids.astype(np.float64)
-    mean = wide.mean(axis=0)
-    weights = (-2.0 * (wide - mean)).astype(np.float32)
-    centred = weights.astype(np.float64) / -2.0
-    # c' is what float32 kept of c - m: the difference of the true scores is made up for in the tolerance.
-    lost = float(np.max(np.linalg.norm(wide - mean - centred, axis=1)))
-    exact = wide - mean
-    offsets = np.einsum("ij,ij->i", exact, exact) + 2.0 * (exact @ mean)
-    spread = float(np.max(np.linalg.norm(centred, axis=1)))
-    largest = float(np.max(np.abs(offsets)))
-    width = centroids.shape[1] + 8
-    error = width * _UNIT * (2.0 * max_norm * spread + largest) + 2.0 * max_norm * lost + width * 1e-37
-    return np.ascontiguousarray(weights.T), offsets.astype(np.float32), np.float32(2.0 * error * 1.01)
-
-
 class FaissBackend:
     """faiss flat index over the centroids, searched for two neighbours; the gap to the second shows a near tie."""
 
@@ -214,7 +170,7 @@ class FaissBackend:
         flat.add(centroids)
         self._index, self._num_centroids = flat, len(centroids)
         largest = row_norm_bound(centroids)
-        self._tolerance = 4.0 * (centroids.shape[1] + 8) * _UNIT * (max_norm + largest) ** 2 + 1e-35
+        self._tolerance = 4.0 * (centroids.shape[1] + 8) * UNIT * (max_norm + largest) ** 2 + 1e-35
 
     def screen(self, chunk: Features) -> Screen:
         distances, labels = self._index.search(chunk, min(2, self._num_centroids))
@@ -233,7 +189,7 @@ def make_backend(name: BackendName, num_threads: int = 1) -> Backend:
     if name not in get_args(BackendName):
         raise UserError(f"Unknown k-means backend '{name}'; choose one of {', '.join(get_args(BackendName))}.")
     if name == "auto":
-        name = _automatic(num_threads)
+        name = _automatic()
     if name == "numpy":
         return NumpyBackend()
     if name == "torch":
@@ -260,7 +216,7 @@ def _faiss_gpus() -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
-def _automatic(num_threads: int) -> BackendName:
+def _automatic() -> BackendName:
     from cluster.telemetry import num_visible_gpus
 
     if num_visible_gpus():
@@ -272,4 +228,4 @@ def _automatic(num_threads: int) -> BackendName:
                 return "torch"
         if _faiss_gpus():
             return "faiss-gpu"
-    return "faiss" if num_threads > 1 and importlib.util.find_spec("faiss") is not None else "numpy"
+    return "faiss" if importlib.util.find_spec("faiss") is not None else "numpy"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.index import Features, Screen, shifted_scores
+from cluster.screen import Features, Screen, shifted_scores
 
 
 def cuda_is_available() -> bool:
