@@ -208,6 +208,7 @@ def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> DDPEn
         deterministic=config.deterministic,
         precision=train.precision,
         clip_norm=optim.clip_norm,
+        average_decay=train.average_weights,
     )
 
 
@@ -221,7 +222,12 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         )
     if config.deterministic and train.logical_shards % world_size:
         raise UserError(f"train.logical_shards {train.logical_shards} is not divisible by {world_size} ranks")
-    if config.deterministic and config.model.backbone.arguments.get("norm") in ("batch", "sync"):
+    looks_at_batch = config.model.backbone.arguments.get("norm") in ("batch", "sync")
+    if train.average_weights and looks_at_batch:
+        raise UserError(
+            "train.average_weights needs model.backbone.norm 'frozen' or 'group': statistics are not averaged"
+        )
+    if config.deterministic and looks_at_batch:
         raise UserError(
             "deterministic runs need model.backbone.norm 'frozen' or 'group': batch statistics depend on ranks"
         )

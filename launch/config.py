@@ -103,6 +103,7 @@ class TrainSection(Section):
     channels_last: bool = True
     logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the average that is evaluated; 0: none")
 
 
 class OptimSection(Section):

@@ -21,6 +21,7 @@ import torch
 
 from data_shards.errors import UserError
 from data_shards.files import write_text
+from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
 from launch import build, services
 from launch.config import RunConfig, load_config
@@ -129,24 +130,28 @@ def finish(config: RunConfig, run: Path, loop: Loop) -> None:
     partition = RunState.from_checkpoint(best, loop.state.saliency).partition
     network = loop.engine.model
     folder, _, validation, test = build.open_splits(config)
-    found = {}
-    for split in (validation, test):
-        if split is not None:
-            found[split.name] = evaluate_split(config, run, network, partition, split)
-    if distributed.rank() == 0:
-        facts = {
-            "name": config.name,
-            "backbone": config.model.backbone.name,
-            "weights": config.model.weights,
-            "data": f"{folder.manifest.name} ({folder.manifest.source})",
-            "channels": config.data.channels,
-            "size": config.data.image_size,
-            "mean": list(config.data.mean),
-            "std": list(config.data.std),
-            "monitor": config.growth.monitor,
-            "epoch": best.state["best"]["epoch"],
-        }
-        export(run / "exported", network, partition, facts, found)
+    with loop.engine.averaged():
+        splits = [split for split in (validation, test) if split is not None]
+        found = {split.name: evaluate_split(config, run, network, partition, split) for split in splits}
+        if distributed.rank() == 0:
+            facts = export_facts(config, folder.manifest, best.state["best"]["epoch"])
+            export(run / "exported", network, partition, facts, found)
+
+
+def export_facts(config: RunConfig, data: Manifest, epoch: int) -> dict[str, Any]:
+    """Return what the model card says of a run."""
+    return {
+        "name": config.name,
+        "backbone": config.model.backbone.name,
+        "weights": config.model.weights,
+        "data": f"{data.name} ({data.source})",
+        "channels": config.data.channels,
+        "size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "monitor": config.growth.monitor,
+        "epoch": epoch,
+    }
 
 
 def evaluate_split(

@@ -155,8 +155,10 @@ def evaluate(run: Path, split: str) -> dict[str, Any]:
     try:
         rank.prepare_process(config)
         network = build.model(config, distributed.device())
-        build.engine(config, network, 1).load_tensors(best.tensors)
+        engine = build.engine(config, network, 1)
+        engine.load_tensors(best.tensors)
         partition = RunState.from_checkpoint(best, build.fresh_state(config).saliency).partition
-        return rank.evaluate_split(config, run, network, partition, reader)
+        with engine.averaged():
+            return rank.evaluate_split(config, run, network, partition, reader)
     finally:
         distributed.shut_down()

@@ -162,12 +162,13 @@ class Loop:
         )
 
     def _features(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for rows, embedded in evaluate.embed_blocks(self.engine.model, self.train_split, self.embed_options):
-            if self.options.cluster_features == "embedding":
-                features = self.state.partition.normalize(embedded.vectors.float())
-            else:
-                features = embedded.features.float()
-            yield rows, features.cpu().numpy()
+        with self.engine.averaged():
+            for rows, embedded in evaluate.embed_blocks(self.engine.model, self.train_split, self.embed_options):
+                if self.options.cluster_features == "embedding":
+                    features = self.state.partition.normalize(embedded.vectors.float())
+                else:
+                    features = embedded.features.float()
+                yield rows, features.cpu().numpy()
 
     # -- the steps of an epoch
 
@@ -270,9 +271,9 @@ class Loop:
         if (state.epoch + 1) % options.evaluate_every and not final:
             return None
         self.recorder.phase("validation")
-        vectors = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)[
-            "vectors"
-        ]
+        with self.engine.averaged():
+            embedded = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)
+        vectors = embedded["vectors"]
         found = None
         if self.leader:
             found = evaluate.scores(

@@ -17,12 +17,14 @@ Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D e
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from data_shards import keyed
 from trainer import distributed
+from trainer.averaging import WeightAverage
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
 
@@ -47,6 +49,7 @@ class DDPEngine:
         deterministic: reduce by the fixed tree instead of DistributedDataParallel.
         precision: "fp32" or "bf16" (autocast of the network alone; vectors and losses are float32).
         clip_norm: greatest gradient norm, or None.
+        average_decay: decay of the running average of the weights; 0 keeps none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class DDPEngine:
         deterministic: bool = False,
         precision: str = "fp32",
         clip_norm: float | None = None,
+        average_decay: float = 0.0,
     ) -> None:
         self.model = model
         self.optimiser = make_optimiser(model)
@@ -66,6 +70,7 @@ class DDPEngine:
         self.bf16 = precision == "bf16"
         self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
         self.device = next(model.parameters()).device
+        self.average = WeightAverage(model, average_decay) if average_decay else None
         self._inputs: list[tuple[Tensor, Tensor | None]] = []
         self._outputs: list[Tensor] = []
         self._leaf: Tensor | None = None
@@ -134,6 +139,12 @@ class DDPEngine:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have the network hold the averaged weights for a while, if there are any: for everything but training."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def permute_and_reset(self, permutation: list[int], reset_rows: list[int], seed: int) -> None:
         """Move the embedding's rows and their moments; give `reset_rows` fresh weights and no moments.
@@ -149,23 +160,29 @@ class DDPEngine:
         embedding = self.model.head.embedding
         with torch.no_grad():
             surgery.reset_rows_xavier(embedding.weight, embedding.bias, reset_rows, keyed.generator(seed, "reset"))
+        if self.average is not None:
+            self.average.permute_and_reset(list(rows), order, reset_rows)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weights, buffers and moments by name: `model/NAME` and `optim/NAME/KEY`."""
+        """Return weights, buffers, moments and average by name: `model/NAME`, `optim/NAME/KEY`, `average/NAME`."""
         named = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for entry, value in self.optimiser.state.get(parameter, {}).items():
                 named[f"optim/{name}/{entry}"] = torch.as_tensor(value)
+        if self.average is not None:
+            named.update({f"average/{name}": value for name, value in self.average.tensors().items()})
         return named
 
     def load_tensors(self, named: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        parts = {"model": {}, "optim": {}}  # type: dict[str, dict[str, Tensor]]
+        parts = {"model": {}, "optim": {}, "average": {}}  # type: dict[str, dict[str, Tensor]]
         for name, value in named.items():
             kind, _, rest = name.partition("/")
             if kind in parts:
                 parts[kind][rest] = value
         self.model.load_state_dict(parts["model"])
+        if self.average is not None:
+            self.average.load_tensors(parts["average"])
         self.optimiser.state.clear()
         parameters = dict(self.model.named_parameters())
         for name, value in parts["optim"].items():

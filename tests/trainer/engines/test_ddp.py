@@ -138,11 +138,19 @@ def test_growth_moves_weights_and_moments_together_and_touches_nothing_else() ->
 
 
 def _round_trip() -> list[bool]:
-    engine = DDPEngine(make_model().to(memory_format=torch.channels_last), lambda m: torch.optim.Adam(m.parameters()))
+    engine = DDPEngine(
+        make_model().to(memory_format=torch.channels_last),
+        lambda m: torch.optim.Adam(m.parameters()),
+        average_decay=0.9,
+    )
     engine.backward(global_loss(engine.embed(images(), None)))
     engine.step()
     saved = {name: value.clone() for name, value in engine.tensors().items()}
-    other = DDPEngine(make_model().to(memory_format=torch.channels_last), lambda m: torch.optim.Adam(m.parameters()))
+    other = DDPEngine(
+        make_model().to(memory_format=torch.channels_last),
+        lambda m: torch.optim.Adam(m.parameters()),
+        average_decay=0.9,
+    )
     other.load_tensors(saved)
     for each in (engine, other):
         each.backward(global_loss(each.embed(images(), None)))
