@@ -26,7 +26,7 @@ from data_shards.reader import SplitReader
 from launch import build, services
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder, append_event
-from launch.status import read_status, write_status
+from launch.status import known_status, write_status
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
 from trainer.export import export
@@ -204,18 +204,14 @@ def _next_attempt(run: Path) -> int:
     """Return the number of this incarnation, the same on every rank."""
     attempt = 0
     if distributed.rank() == 0:
-        attempt = int(_status(run).get("attempt") or 0) + 1
+        attempt = int(known_status(run).get("attempt") or 0) + 1
         write_status(run, state="running", attempt=attempt, world_size=distributed.world_size())
     return int(distributed.broadcast_json(attempt))
 
 
-def _status(run: Path) -> dict[str, Any]:
-    return read_status(run) if (run / "status.json").exists() else {}
-
-
 def _failed_for_good(run: Path) -> bool:
     """Return whether an attempt since the launch failed for a reason that a restart cannot mend."""
-    status = _status(run)
+    status = known_status(run)
     first = int(os.environ.get("SUBSPACE_FIRST_ATTEMPT", "1"))
     return status.get("state") == "failed" and int(status.get("attempt") or 0) >= first
 

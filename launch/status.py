@@ -47,6 +47,11 @@ def read_status(run: Path | str) -> dict[str, Any]:
     return status
 
 
+def known_status(run: Path | str) -> dict[str, Any]:
+    """Return RUN/status.json, or {} for a run that has none yet."""
+    return read_status(run) if (Path(run) / "status.json").exists() else {}
+
+
 def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     """Update RUN/status.json with `fields` atomically and return the whole.
 

@@ -11,7 +11,7 @@ from typing import Any
 from data_shards.errors import UserError
 from launch import torchrun
 from launch.config import Resume, RunConfig, dump_config, load_config
-from launch.status import read_status, write_status
+from launch.status import known_status, write_status
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
 def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
     from launch import services
 
-    first_attempt = int(_status(run).get("attempt") or 0) + 1
+    first_attempt = int(known_status(run).get("attempt") or 0) + 1
     write_status(run, state="running")
     os.environ.update(torchrun.environment(config, config.launch.nproc, first_attempt))
     with services.started(config, run, config.launch.nproc):
@@ -101,12 +101,8 @@ def _check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     build.growth_policy(config)
 
 
-def _status(run: Path) -> dict[str, Any]:
-    return read_status(run) if (run / "status.json").exists() else {}
-
-
 def _state(run: Path) -> str:
-    return str(_status(run).get("state"))
+    return str(known_status(run).get("state"))
 
 
 def _conclude(run: Path) -> None:

@@ -25,6 +25,7 @@ from cluster.plan import EpochPlan
 from data_shards import order
 from data_shards.loader import Batch, train_loader
 from data_shards.reader import SplitReader
+from data_shards.samplers import batch_slices
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
 from trainer.engines.ddp import DDPEngine
@@ -181,8 +182,7 @@ class Loop:
             self.options.seed, state.epoch, labels, self.train_split.labels, num_subspaces, self.rule
         )
         self.recorder.phase(f"epoch {state.epoch}", len(batches))
-        share = self.rule.batch_size // distributed.world_size()
-        position = (distributed.rank() * share, (distributed.rank() + 1) * share)
+        position = batch_slices(self.rule.batch_size, distributed.world_size())[distributed.rank()]
         loader = train_loader(
             self.train_split,
             batches,
