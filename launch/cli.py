@@ -22,6 +22,7 @@ from data_shards.errors import UserError
 app = SubcommandApp()
 shards = SubcommandApp()
 checkpoint = SubcommandApp()
+submit = SubcommandApp()
 Words = tuple[str, ...]
 _DASHED = re.compile(r"--?[A-Za-z_]\w*(\.[\w-]+)+(=.*)?$", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_][\w.-]*=", re.DOTALL)
@@ -224,8 +225,12 @@ def hash_(run: Positional[Path], /) -> int:
     return 0
 
 
+# -- submit: one command per scheduler
+
+
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
+app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")
 
 
 def gathered_overrides(arguments: Sequence[str]) -> list[str]:
