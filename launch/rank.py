@@ -1,6 +1,6 @@
 """One rank of a run: build the parts from RUN/config.yaml, go on from the newest checkpoint, train, and finish the run.
 
-Started by `subspace train` (through torch.distributed.run) or by anybody's torchrun.
+Started by `subspace train` (through torch.distributed.run), by anybody's torchrun, or by Ray Train.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ def main(run: Path, stop_after_step: int | None = None, config: RunConfig | None
     """
     _die_with_parent()
     _listen()
-    config = config or load_config(run / "config.yaml")
+    return work(config or load_config(run / "config.yaml"), run, stop_after_step)
+
+
+def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> int:
+    """Be a rank in a process that somebody else looks after: its parent and signals are theirs. Returns as `main`."""
     prepare_process(config)
     rank = int(os.environ.get("RANK", "0"))
     set_up_logging(run, rank)
@@ -230,15 +234,16 @@ def _failed(run: Path, rank: int, error: Exception) -> int:
     return 0 if final else 1
 
 
+def ask_to_stop() -> None:
+    """Save and stop at the next step boundary, together with the other ranks."""
+    global _stop
+    _stop = True
+
+
 def _listen() -> None:
-    """Take TERM, USR1 and USR2 as a wish to save and stop at the next step boundary."""
-
-    def ask(number: int, frame: Any) -> None:
-        global _stop
-        _stop = True
-
+    """Take TERM, USR1 and USR2 as a wish to save and stop."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, ask)
+        signal.signal(number, lambda number, frame: ask_to_stop())
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,30 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
     if options.print_config:
         print(dump_config(config), end="")
         return 0
-    from launch import run_folder  # torch comes with it, and a wrong configuration should not wait for that
-
     run = options.run_dir or Path("runs") / config.name
     if torchrun.under_torchrun():
         return _under_torchrun(config, run, options)
-    if not options.dry_run:
-        run_folder.check(run, config, options.resume)
-    _check(config, config.launch.nproc, build_shards=not options.dry_run)
     if options.dry_run:
+        _check(config, config.launch.nproc, build_shards=False)
         return 0
+    return run_to_end(config, run, options.resume, lambda: _launch(config, run, options))
+
+
+def run_to_end(config: RunConfig, run: Path, resume: Resume, launch: Callable[[], None]) -> int:
+    """Check everything, take the folder, `launch` what trains and wait for it; return the exit code.
+
+    Raises:
+        UserError: what a user can put right, or how the run failed.
+    """
+    from launch import run_folder
+
+    run_folder.check(run, config, resume)
+    _check(config, config.launch.nproc, build_shards=True)
     going_on = run_folder.take(run, config)
     if going_on and _state(run) == "completed":
         print(f"{run} is complete already")
     else:
-        _launch(config, run, options)
+        launch()
     code = torchrun.outcome(run)
     if code == 0:
         _conclude(run)

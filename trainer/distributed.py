@@ -33,7 +33,12 @@ _stage = "start-up"
 
 
 def initialise(timeout_s: float) -> None:
-    """Join the process group that the launcher's environment describes, or form a group of one."""
+    """Join the process group that the launcher's environment describes, or form a group of one.
+
+    A group that is there already (Ray Train forms one and chooses the GPU) is used as it is.
+    """
+    if dist.is_initialized():
+        return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
         os.environ.update(
@@ -70,7 +75,7 @@ def local_rank() -> int:
 
 def device() -> torch.device:
     """Return this rank's GPU, or the CPU."""
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager
@@ -140,7 +145,7 @@ def barrier() -> None:
 
 def data_parallel(module: nn.Module) -> DistributedDataParallel:
     """Wrap a network so that `backward` averages gradients over the ranks while it still runs."""
-    devices = [local_rank()] if torch.cuda.is_available() else None
+    devices = [device()] if torch.cuda.is_available() else None
     return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
