@@ -40,7 +40,7 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
     if torchrun.under_torchrun():
         return _under_torchrun(config, run, options)
     if options.dry_run:
-        _check(config, config.launch.nproc, build_shards=False)
+        check(config, config.launch.nproc, build_shards=False)
         return 0
     return run_to_end(config, run, options.resume, lambda: _launch(config, run, options))
 
@@ -54,7 +54,7 @@ def run_to_end(config: RunConfig, run: Path, resume: Resume, launch: Callable[[]
     from launch import run_folder
 
     run_folder.check(run, config, resume)
-    _check(config, config.launch.nproc, build_shards=True)
+    check(config, config.launch.nproc, build_shards=True)
     going_on = run_folder.take(run, config)
     if going_on and _state(run) == "completed":
         print(f"{run} is complete already")
@@ -84,7 +84,7 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     leader = os.environ["RANK"] == "0"
     if leader:
-        _check(config, int(os.environ["WORLD_SIZE"]), build_shards=True)
+        check(config, int(os.environ["WORLD_SIZE"]), build_shards=True)
         run_folder.check(run, config, "auto" if restarted else options.resume)
         run_folder.take(run, config)
     code = run_rank(run, options.stop_after_step, config)
@@ -93,7 +93,7 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     return code
 
 
-def _check(config: RunConfig, world_size: int, build_shards: bool) -> None:
+def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     """Build every part once, so that what cannot work is said before anything is started."""
     from data_shards import order
     from launch import build
