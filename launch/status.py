@@ -2,8 +2,8 @@
 
 torchrun, Ray and Slurm do not pass exit codes through (each turns 3, 75 and 143 into 1), so the outcome of a run is
 this file. It is replaced whole (write, fsync, rename), so a reader never sees half of it.
-`python -m launch.status RUN` prints the state word alone, for batch scripts; it imports nothing heavy, since a
-requeue hook may have seconds.
+`python -m launch.status RUN [FIELD]` prints the state word, or another field, alone, for batch scripts; it imports
+nothing heavy, since a requeue hook may have seconds.
 """
 
 from __future__ import annotations
@@ -184,13 +184,15 @@ def _age(when: object) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the state word of a run; return 0, or 2 when it is not a run."""
+    """Print the state word of a run, or another field (an empty line when unset); return 0, or 2 without a run."""
     arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m launch.status RUN", file=sys.stderr)
+    run, field = (*arguments, "state")[:2] if arguments else ("-", "state")
+    if len(arguments) > 2 or run.startswith("-") or field not in FIELDS:
+        print(f"usage: python -m launch.status RUN [{'|'.join(FIELDS)}]", file=sys.stderr)
         return 2
     try:
-        print(read_status(arguments[0])["state"])
+        value = read_status(run).get(field)
+        print("" if value is None else value)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -84,6 +84,13 @@ def test_the_command_prints_the_state_alone(tmp_path: Path, state: str, capsys: 
     assert capsys.readouterr().out == f"{state}\n"
 
 
+def test_the_command_prints_another_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status.write_status(tmp_path, state="preempted", step=12)
+    for field, shown in (("step", "12"), ("reason", ""), ("state", "preempted")):
+        assert status.main([str(tmp_path), field]) == 0
+        assert capsys.readouterr().out == f"{shown}\n"
+
+
 def test_the_module_runs_without_heavy_imports(tmp_path: Path) -> None:
     status.write_status(tmp_path, state="preempted")
     code = (
@@ -96,7 +103,7 @@ def test_the_module_runs_without_heavy_imports(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "preempted\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["/no/such/run"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["/no/such/run"], ["a", "step", "b"]])
 def test_the_command_refuses_what_is_no_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(arguments) == 2
     out, err = capsys.readouterr()
