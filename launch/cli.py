@@ -228,6 +228,63 @@ def hash_(run: Positional[Path], /) -> int:
 # -- submit: one command per scheduler
 
 
+@submit.command(name="ray")
+def submit_ray(
+    config: Positional[Path],
+    /,
+    *,
+    overrides: Words = (),
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: float | None = None,
+    working_dir: Path | None = None,
+    run_dir: Path | None = None,
+    submission_id: str | None = None,
+    wait: bool = True,
+    dry_run: bool = False,
+) -> int:
+    """Train on a Ray cluster, as a job; a run folder that is used already is gone on with.
+
+    The token of the cluster is read from RAY_AUTH_TOKEN or from the file that RAY_AUTH_TOKEN_PATH names.
+
+    Args:
+        config: YAML file, see configs/.
+        overrides: section.key=value, as many as needed and anywhere; --section.key value means the same.
+        address: dashboard of the cluster, http://HEAD:8265; RAY_API_SERVER_ADDRESS when not given.
+        num_workers: ranks (launch.nproc).
+        gpus_per_worker: ray.gpus_per_worker; without it the run is on CPUs.
+        cpus_per_worker: ray.cpus_per_worker.
+        working_dir: folder with CONFIG and the code, uploaded; without it this package is installed on every node.
+        run_dir: folder of the run, on storage that all nodes share; runs/NAME when not given.
+        submission_id: name of the job; a new one when not given.
+        wait: print the log until the run has ended, and end with its exit code.
+        dry_run: check what can be checked here, say what would be sent, send nothing.
+    """
+    from launch.ray_submit import SubmitOptions
+    from launch.ray_submit import submit as run_submit
+
+    given = {
+        "launch.nproc": num_workers,
+        "ray.gpus_per_worker": gpus_per_worker,
+        "ray.cpus_per_worker": cpus_per_worker,
+    }
+    words = [*overrides, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    return run_submit(config, words, SubmitOptions(address, working_dir, run_dir, submission_id, wait, dry_run))
+
+
+@app.command(name="ray-job")
+def ray_job(run: Positional[Path], /) -> int:
+    """Be the driver of a job on a Ray cluster; started by `subspace submit ray`.
+
+    Args:
+        run: the run folder.
+    """
+    from launch.ray_job import drive
+
+    return drive(run)
+
+
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")

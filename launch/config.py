@@ -164,7 +164,15 @@ class CheckpointSection(Section):
 
 
 class RaySection(Section):
+    """Which Ray; and what `subspace submit ray` asks of it."""
+
     address: str | None = Field(None, description="join this cluster; a local one is started when not given")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="workers on few nodes, or each on another")
+    placement_timeout_s: float = Field(600.0, gt=0, description="for room: other runs, nodes that are being started")
+    autoscaling: bool = Field(False, description="nodes are started on demand: ask for more than there is now")
+    stop_timeout_s: int = Field(240, gt=0, description="what the ranks of a stopped job may take to save")
 
 
 class LaunchSection(Section):

@@ -1,0 +1,201 @@
+"""A run on somebody's Ray cluster, from inside: the driver of the job, and the ranks as workers of Ray Train.
+
+    subspace submit ray (launch/ray_submit.py) -> job -> driver -> Controller and k-means actors (launch/services.py)
+                                                             \\-> Ray Train -> workers, each one rank (launch/rank.py)
+
+Ray Train places the workers, forms the process group and starts the group again when one dies; every rank then goes on
+from the newest checkpoint in the run folder, which must be on storage that all nodes share. What became of the run is
+in status.json. A stopped job (SIGTERM to the driver) and a node that is about to be taken away both make the ranks save
+and stop together at the next step boundary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from data_shards.errors import UserError
+from launch import rank, services, torchrun, train
+from launch.config import RunConfig
+from launch.ray_room import NoRoom, asked, check_room, worker_resources
+from launch.ray_submit import CONFIG, packed, unpacked
+from launch.status import known_status, write_status
+
+log = logging.getLogger(__name__)
+ray_train: Any = ray.train  # type checkers see the interface before version 2 only
+_PREEMPTION_POLL_S = 5.0  # as often as Ray Train itself looks for nodes that are being drained
+
+
+# ---- the driver ----------------------------------------------------------------------------------------------------
+
+
+def drive(run: Path) -> int:
+    """Be the driver of a job: carry the run through on the cluster that the job is in; return its exit code.
+
+    Raises:
+        UserError: what a user can put right, or how the run failed.
+    """
+    if CONFIG not in os.environ:
+        raise UserError("this is the driver of a Ray job; use 'subspace submit ray CONFIG', which starts it")
+    config = unpacked(os.environ[CONFIG])
+    return train.run_to_end(config, run, "auto", lambda: _carry_through(config, run))
+
+
+def _carry_through(config: RunConfig, run: Path) -> None:
+    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets handlers of its own
+        signal.signal(number, lambda number, frame: stop.set())
+    try:
+        check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        first_attempt = int(known_status(run).get("attempt") or 0) + 1
+        write_status(run, state="running")
+        with services.started(config, run, config.launch.nproc):
+            while _fit(config, run, first_attempt, stop) and not stop.is_set():
+                log.warning("a node is taken away: starting again on the nodes that are left")
+    except NoRoom as error:
+        write_status(run, state="failed", exit_code=error.exit_code, reason=str(error))
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _fit(config: RunConfig, run: Path, first_attempt: int, stop: threading.Event) -> bool:
+    """Train until all is done, has failed for good, or has been stopped; return whether it was saved and put aside."""
+    bell = ray.remote(Bell).options(num_cpus=0, max_concurrency=4 * config.launch.nproc + 8).remote()
+    trainer = _trainer(config, run, first_attempt, bell)
+    failures: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # handed to the driver's own thread
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive() and not stop.is_set():
+        thread.join(0.2)
+    if thread.is_alive():
+        _stop_together(config, run, bell, thread)
+    if failures:
+        _explain(config, run, failures[0])
+    return known_status(run).get("state") == "preempted"
+
+
+def _stop_together(config: RunConfig, run: Path, bell: Any, thread: threading.Thread) -> None:
+    if ray.get(bell.ring.remote()):  # otherwise no rank has begun, and there is nothing to save
+        thread.join(config.ray.stop_timeout_s)
+    if thread.is_alive():
+        write_status(run, state="preempted", exit_code=75, reason="stopped before it could save")
+
+
+def _explain(config: RunConfig, run: Path, error: Exception) -> None:
+    """Say why Ray Train gave up; a rank that failed has already said so in status.json, better than Ray can."""
+    if not isinstance(error, ray_train.TrainingFailedError):
+        raise error
+    cause = getattr(error, "controller_failure", None)
+    if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+        raise NoRoom(
+            f"Ray had no room for {asked(config)} within ray.placement_timeout_s {config.ray.placement_timeout_s:g} s:"
+            " other runs hold the nodes, or nodes are gone"
+        )
+    log.error("Ray Train gave up: %s", str(error).strip().splitlines()[-1])
+    if known_status(run).get("reason") is None:
+        write_status(run, reason=f"Ray Train gave up: {str(cause or error).strip().splitlines()[0]}")
+
+
+def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> TorchTrainer:
+    settings, launch = config.ray, config.launch
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a worker stays where the job is, in the working directory
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.placement_timeout_s)
+    return TorchTrainer(
+        work,
+        train_loop_config={"config": packed(config), "run": str(run), "bell": bell},
+        torch_config=TorchConfig(timeout_s=int(launch.timeout_s)),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=launch.nproc,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(config),
+            placement_strategy=settings.placement,
+        ),
+        run_config=ray_train.RunConfig(
+            name="train",
+            storage_path=str(run / "ray"),
+            failure_config=ray_train.FailureConfig(
+                max_failures=launch.max_restarts,
+                controller_failure_limit=launch.max_restarts,
+                max_preemption_failures=-1,
+            ),
+            worker_runtime_env={"env_vars": worker_environment(config, first_attempt)},
+        ),
+    )
+
+
+def worker_environment(config: RunConfig, first_attempt: int) -> dict[str, str]:
+    """Return the variables that a worker must have before torch is imported, and the address of the run's actors."""
+    variables = torchrun.environment(config, config.launch.nproc, first_attempt)
+    variables.pop("GLOO_SOCKET_IFNAME", None)  # that of one node alone
+    return {**variables, **{name: os.environ[name] for name in (services.ADDRESS,) if name in os.environ}}
+
+
+# ---- the workers ---------------------------------------------------------------------------------------------------
+
+
+class Bell:
+    """Rings once, for all who wait at it: the driver's way to its workers. They need not ask again and again."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+        self._listeners = 0
+
+    async def wait(self) -> None:
+        """Return when the bell rings."""
+        self._listeners += 1
+        await self._rung.wait()
+
+    async def ring(self) -> int:
+        """Ring; return how many have come to listen so far."""
+        self._rung.set()
+        return self._listeners
+
+
+def work(job: dict[str, Any]) -> None:
+    """Be one worker of Ray Train: a rank, in a thread of a process that Ray looks after.
+
+    Returns when the run is done, put aside, or has failed for good. Raises what makes Ray Train start the group again.
+    """
+    for target, arguments in ((_listen, (job["bell"],)), (_watch_for_preemption, ())):
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+    run = Path(job["run"])
+    if rank.work(unpacked(job["config"]), run):
+        raise RankFailed(f"rank {os.environ['RANK']} failed; see train.log and logs/ in {run}")
+
+
+class RankFailed(RuntimeError):
+    """A rank failed in a way that starting again may mend."""
+
+
+def _listen(bell: Any) -> None:
+    try:
+        ray.get(bell.wait.remote())
+    except ray.exceptions.RayError:
+        return  # the driver is gone, and its workers with it
+    rank.ask_to_stop()
+
+
+def _watch_for_preemption() -> None:
+    """Save and stop when a node of the group is about to be taken away; every rank asks, as Ray Train wants it."""
+    while ray_train.get_preemption_info() is None:
+        time.sleep(_PREEMPTION_POLL_S)
+    rank.ask_to_stop()
