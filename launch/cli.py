@@ -6,6 +6,7 @@ error is one line and an exit code, never a traceback.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
@@ -26,6 +27,7 @@ submit = SubcommandApp()
 Words = tuple[str, ...]
 _DASHED = re.compile(r"--?[A-Za-z_]\w*(\.[\w-]+)+(=.*)?$", re.DOTALL)
 _PLAIN = re.compile(r"[A-Za-z_][\w.-]*=", re.DOTALL)
+_KEEP_NEXT = ("--sweep", "--setup", "--sbatch-option")  # options whose value may look like an override, or an option
 
 
 @app.command
@@ -273,6 +275,76 @@ def submit_ray(
     return run_submit(config, words, SubmitOptions(address, working_dir, run_dir, submission_id, wait, dry_run))
 
 
+@submit.command
+def slurm(
+    config: Positional[Path],
+    /,
+    *,
+    overrides: Words = (),
+    nodes: int,
+    gpus_per_node: int = 0,
+    nproc_per_node: int | None = None,
+    time: str = "24:00:00",
+    partition: str | None = None,
+    account: str | None = None,
+    cpus_per_task: int | None = None,
+    signal_seconds: int = 300,
+    run_dir: Path | None = None,
+    sweep: UseAppendAction[Words] = (),
+    setup: UseAppendAction[Words] = (),
+    python: str = sys.executable,
+    sbatch_option: UseAppendAction[Words] = (),
+    as_json: Annotated[bool, arg(name="json")] = False,
+    dry_run: bool = False,
+) -> int:
+    """Train as a job of Slurm, which requeues itself when it is preempted or out of time; print its id.
+
+    Args:
+        config: YAML file, see configs/.
+        overrides: section.key=value, as many as needed and anywhere; --section.key value means the same.
+        nodes: nodes of the job.
+        gpus_per_node: GPUs, and ranks, on every node; 0 trains on CPUs.
+        nproc_per_node: ranks on every node, where they are not one per GPU.
+        time: limit as sbatch takes it, of one attempt; the run goes on after it.
+        partition: as sbatch takes it; the site's default when not given.
+        account: as sbatch takes it.
+        cpus_per_task: CPUs on every node; the site's default when not given.
+        signal_seconds: how long before the limit the run saves and stops.
+        run_dir: folder of the run, or of all runs of a sweep, that all nodes see; runs/NAME when not given.
+        sweep: setting=value,value,...; several give all combinations, one task of an array job each.
+        setup: shell line run on the first node before the ranks start, e.g. 'module load cuda'; may be repeated.
+        python: interpreter of the ranks; the one of this command when not given.
+        sbatch_option: any other option of sbatch, NAME or NAME=VALUE, e.g. --sbatch-option=constraint=a100.
+        as_json: print job, run folder and script as JSON.
+        dry_run: print the script, submit and write nothing.
+    """
+    from launch.slurm import SlurmOptions
+    from launch.slurm import submit as run_submit
+
+    given = SlurmOptions(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        nproc_per_node=nproc_per_node,
+        time=time,
+        partition=partition,
+        account=account,
+        cpus_per_task=cpus_per_task,
+        signal_seconds=signal_seconds,
+        run_dir=run_dir,
+        setup="\n".join(setup),
+        python=python,
+        sbatch_options=sbatch_option,
+        sweep=sweep,
+        dry_run=dry_run,
+    )
+    done = run_submit(config, overrides, given)
+    if as_json:
+        print(json.dumps({"job": done.job, "run": str(done.run), "script": done.script}))
+    else:
+        print(done.script if dry_run else done.job, end="" if dry_run else "\n")
+    return 0
+
+
 @app.command(name="ray-job")
 def ray_job(run: Positional[Path], /) -> int:
     """Be the driver of a job on a Ray cluster; started by `subspace submit ray`.
@@ -298,7 +370,9 @@ def gathered_overrides(arguments: Sequence[str]) -> list[str]:
     words, overrides = [], []
     rest = iter(arguments)
     for word in rest:
-        if _PLAIN.match(word):
+        if word in _KEEP_NEXT:
+            words.append("=".join([word, *itertools.islice(rest, 1)]))
+        elif _PLAIN.match(word):
             overrides.append(word)
         elif not _DASHED.match(word):
             words.append(word)
