@@ -5,7 +5,6 @@ Started by `subspace train` (through torch.distributed.run), by anybody's torchr
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
@@ -45,7 +45,7 @@ def main(run: Path, stop_after_step: int | None = None, config: RunConfig | None
 
     `config` is the one that rank 0 stored; it is read from the run folder when not given.
     """
-    _die_with_parent()
+    die_with_parent()
     _listen()
     return work(config or load_config(run / "config.yaml"), run, stop_after_step)
 
@@ -91,6 +91,7 @@ def _loop(
     device = distributed.device()
     _, train, validation, _ = build.open_splits(config)
     network = build.model(config, device)
+    num_parameters = count_parameters(network)  # an engine may spread them over the ranks
     engine = build.engine(config, network, distributed.world_size())
     store = CheckpointStore(run / "checkpoints", config.checkpoint.keep)
     state = build.fresh_state(config, device)
@@ -105,7 +106,7 @@ def _loop(
         recorder = RunRecorder(run, attempt, distributed.world_size(), state.step, config.launch.tensorboard)
         if config.model.weights == "random" and newest is None:
             log.warning("starting from RANDOM weights; model.weights=PATH takes a file with torchvision key names")
-        log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{count_parameters(network):,}", device)
+        log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
     recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
     loop = Loop(
         build.loop_options(config, stop_after_step),
@@ -244,10 +245,3 @@ def _listen() -> None:
     """Take TERM, USR1 and USR2 as a wish to save and stop."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: ask_to_stop())
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the agent dies: an orphan must not go on training (Linux only)."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

@@ -51,9 +51,36 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
     if config.cluster.backend == "local":
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    with ExitStack() as ends:
+        address = ends.enter_context(_ray(config, run))
+        ends.enter_context(_actors(config, run, world_size))
+        os.environ[ADDRESS] = address
+        ends.callback(os.environ.pop, ADDRESS, None)
+        yield
+
+
+@contextmanager
+def _ray(config: RunConfig, run: Path, node_ip: str | None = None) -> Iterator[str]:
+    """Start a Ray, or join the one that the configuration or RAY_ADDRESS names; yield its address."""
+    address = _given_address(config)
     _authenticate(run, make_token=address is None)
-    from cluster import actors  # after: Ray reads the authentication mode once, when it is imported
+    from cluster import ray_session  # after: Ray reads the authentication mode once, when it is imported
+
+    session = ray_session.ensure_ray(address, node_ip=node_ip)
+    try:
+        yield session.address
+    finally:
+        session.close()
+        (run / TOKEN_FILE).unlink(missing_ok=True)
+
+
+def _given_address(config: RunConfig) -> str | None:
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextmanager
+def _actors(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
+    from cluster import actors
 
     settings = config.cluster
     options = actors.ActorOptions(
@@ -64,19 +91,44 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         backend=settings.index,
         num_iterations=settings.num_iterations,
     )
-    session = actors.ensure_ray(address)
+    journal = str((run / "journal.jsonl").resolve())
+    group = actors.start(run_id(config, run), journal, build.controller_config(config), world_size, options)
     try:
-        journal = str((run / "journal.jsonl").resolve())
-        group = actors.start(run_id(config, run), journal, build.controller_config(config), world_size, options)
-        os.environ[ADDRESS] = session.address
-        try:
-            yield
-        finally:
-            group.close()
+        yield
     finally:
-        session.close()
-        os.environ.pop(ADDRESS, None)
-        (run / TOKEN_FILE).unlink(missing_ok=True)
+        group.close()
+
+
+def _assemble(config: RunConfig, run: Path, ends: ExitStack) -> str:
+    """Form one Ray of the machines that the ranks are on, with the run's actors, and return its address.
+
+    Rank 0's machine is the head; the first rank of every other machine adds its own. A Ray that is named, not made,
+    is used as it is.
+    """
+    head_ip, node_ip = distributed.node_addresses()
+    address = None
+    with distributed.stage("start of Ray"):
+        if distributed.rank() == 0:
+            address = ends.enter_context(_ray(config, run, node_ip=head_ip))
+        address = str(distributed.broadcast_json(address))
+        if _given_address(config) is None:
+            _add_machine(config, run, address, node_ip, ends)
+        if distributed.rank() == 0:
+            ends.enter_context(_actors(config, run, distributed.world_size()))
+        distributed.barrier()
+    return address
+
+
+def _add_machine(config: RunConfig, run: Path, address: str, node_ip: str | None, ends: ExitStack) -> None:
+    if distributed.rank() == 0:
+        from cluster import ray_session
+
+        ray_session.wait_for_nodes(distributed.num_nodes(), config.launch.timeout_s)
+    elif distributed.leads_node():
+        _authenticate(run, make_token=False)
+        from cluster import ray_session
+
+        ends.enter_context(ray_session.raylet(address, node_ip))
 
 
 def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
@@ -95,13 +147,12 @@ def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
             rank=distributed.rank(),
         )
     if distributed.any_rank(ADDRESS not in os.environ):
-        if distributed.rank() == 0:
-            ends.enter_context(started(config, run, distributed.world_size()))
-        os.environ[ADDRESS] = distributed.broadcast_json(os.environ.get(ADDRESS))
+        os.environ[ADDRESS] = _assemble(config, run, ends)
     _authenticate(run, make_token=False)
-    from cluster import actors
+    from cluster import client, ray_session
 
-    session = actors.ensure_ray(os.environ[ADDRESS])
+    _, node_ip = distributed.node_addresses()
+    session = ray_session.ensure_ray(os.environ[ADDRESS], node_ip=node_ip)
     ends.callback(session.close)
     timeout_s = settings.timeout_s
-    return actors.connect(run_id(config, run), distributed.rank(), distributed.world_size(), attempt, timeout_s)
+    return client.connect(run_id(config, run), distributed.rank(), distributed.world_size(), attempt, timeout_s)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,9 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parent.parent
+# Runs get a temporary folder of this session's, short because sockets lie below it; it also marks their processes.
+_OWN = {"TMPDIR": tempfile.mkdtemp(prefix="s", dir="/tmp")}
+atexit.register(shutil.rmtree, _OWN["TMPDIR"], ignore_errors=True)
 
 
 def command(*words: str | Path) -> list[str]:
@@ -23,7 +29,7 @@ def command(*words: str | Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SUBSPACE_", "TORCHELASTIC"))}
-    return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+    return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT), **_OWN}
 
 
 def subspace(
@@ -107,3 +113,26 @@ def content_hash(run: Path) -> str:
     done = subspace("checkpoint", "hash", run)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def status(run: Path) -> dict[str, Any]:
+    """Return status.json."""
+    found: dict[str, Any] = json.loads((run / "status.json").read_text())
+    return found
+
+
+def leftovers() -> set[str]:
+    """Return the processes and temporary files that runs of this test session have left."""
+    found = {str(path) for path in Path(_OWN["TMPDIR"]).iterdir() if "inductor" not in path.name}  # torch's own cache
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            if process.environ().get("TMPDIR") == _OWN["TMPDIR"]:
+                found.add(f"{process.info['pid']} {' '.join(process.info['cmdline'] or [])[:120]}")
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_nothing_left() -> None:
+    """Wait a little for processes that are about to end, then see that nothing of this session's runs is there."""
+    wait_until(lambda: not leftovers(), f"the end of {sorted(leftovers())}", timeout_s=20)

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -46,7 +47,33 @@ def initialise(timeout_s: float) -> None:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
+    _choose_interface()
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _choose_interface() -> None:
+    """Have gloo talk over the interface that leads to rank 0; by itself it takes the one of this machine's name."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    host = os.environ["MASTER_ADDR"]
+    own = _address_towards(host)
+    if own.startswith("127.") and not host.startswith("127."):
+        return  # a machine's own name is often a loopback address to itself, which its peers could not reach
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _address_towards(host: str) -> str:
+    """Return the address of this machine on the way to a host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((socket.gethostbyname(host), 1))  # sends nothing: the kernel picks the address
+        return str(probe.getsockname()[0])
+
+
+def another_group(timeout_s: float) -> dist.ProcessGroup:
+    """Return a second group of all ranks, for a library that wants one of its own; it ends with `shut_down`."""
+    return dist.new_group(timeout=timedelta(seconds=timeout_s))
 
 
 def _free_port() -> int:
@@ -71,6 +98,28 @@ def world_size() -> int:
 
 def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def num_nodes() -> int:
+    """Return on how many machines (agents of torchrun) the ranks are."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def leads_node() -> bool:
+    """Return whether this is the first rank of its machine."""
+    return local_rank() == 0
+
+
+def node_addresses() -> tuple[str | None, str | None]:
+    """Return the addresses of rank 0's machine and of this one, as other machines know them; None where there are none
+    or all are on one host."""
+    if num_nodes() == 1:
+        return None, None
+    # Rank 0 may know its own name as a loopback address only; the last rank is on another machine.
+    head = str(broadcast_json(socket.gethostbyname(os.environ["MASTER_ADDR"]), source=world_size() - 1))
+    if head.startswith("127."):
+        return None, None
+    return head, head if os.environ.get("GROUP_RANK") == "0" else _address_towards(head)
 
 
 def device() -> torch.device:

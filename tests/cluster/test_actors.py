@@ -23,14 +23,16 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster import actors
-from cluster.actors import ActorOptions, RemoteShards, StartedActors
+from cluster import actors, ray_session
+from cluster.actors import StartedActors
+from cluster.client import connect
 from cluster.controller import ControllerConfig, ControllerCore
 from cluster.errors import ClusterTimeout, RunTaken, StaleMessage
 from cluster.growth import PlateauGrowth
 from cluster.kmeans import KMeans, KMeansResult
 from cluster.local import LocalCluster
 from cluster.plan import PlanConfig
+from cluster.remote_shards import ActorOptions, RemoteShards, Stored
 from data_shards.errors import UserError
 
 ROWS = np.random.default_rng(0).standard_normal((6000, 16)).astype(np.float32)
@@ -41,11 +43,11 @@ TIMEOUT_S = 90.0
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[actors.RaySession]:
+def session() -> Iterator[ray_session.RaySession]:
     changed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
-    session = actors.ensure_ray(num_cpus=2, num_gpus=0, object_store_bytes=80 << 20)
+    session = ray_session.ensure_ray(num_cpus=2, num_gpus=0, object_store_bytes=80 << 20)
     folder = session.temp_dir
     yield session
     session.close()
@@ -60,7 +62,7 @@ def session() -> Iterator[actors.RaySession]:
 
 
 @pytest.fixture(scope="module")
-def run(session: actors.RaySession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedActors]:
+def run(session: ray_session.RaySession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedActors]:
     journal = tmp_path_factory.mktemp("run") / "journal.jsonl"
     started = actors.start("faults", str(journal), CONFIG, world_size=2, options=OPTIONS)
     yield started
@@ -105,7 +107,7 @@ class Ranks:
 
     def __init__(self) -> None:
         attempt = next(_attempt)
-        self.clients = [actors.connect("faults", rank, 2, attempt, TIMEOUT_S) for rank in (0, 1)]
+        self.clients = [connect("faults", rank, 2, attempt, TIMEOUT_S) for rank in (0, 1)]
         self.version = next(_version)
         self.results: dict[int, KMeansResult | BaseException] = {}
         self._threads: list[threading.Thread] = []
@@ -154,7 +156,7 @@ def fit_with_saboteur(
     import ray
 
     key = (next(_attempt), next(_version))
-    stored = [actors._Stored(ray.put(block), len(block[0]), "") for block in blocks(0, 1, 5)]
+    stored = [Stored(ray.put(block), len(block[0]), "") for block in blocks(0, 1, 5)]
     shards = [run.actors["shard-0"], run.actors["shard-1"]]
     group = RemoteShards(shards, key, stored, time.monotonic() + TIMEOUT_S, options, lambda key: None, {})
     victim = run.pids()["shard-1"]
@@ -240,7 +242,7 @@ def test_c1_controller_killed_around_its_decisions(run: StartedActors) -> None:
     undisturbed = LocalCluster(ControllerCore(CONFIG))
     expected = decisions(undisturbed, lambda epoch: None)
     assert sum(d is not None for d in expected) >= 2
-    client = actors.connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
+    client = connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
     killed = []
 
     def kill(epoch: int) -> None:
@@ -256,10 +258,10 @@ def test_c1_controller_killed_around_its_decisions(run: StartedActors) -> None:
 
 
 def test_snapshot_restore_and_stale_attempts(run: StartedActors) -> None:
-    old = actors.connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
+    old = connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
     decisions(old, lambda epoch: None, 0, 2)
     kept = old.snapshot()
-    new = actors.connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
+    new = connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
     with pytest.raises(StaleMessage, match="attempt"):
         old.plan(2)
     new.restore(kept)
@@ -268,7 +270,7 @@ def test_snapshot_restore_and_stale_attempts(run: StartedActors) -> None:
 
 
 def test_errors_cross_the_processes_as_one_sentence(run: StartedActors) -> None:
-    client = actors.connect("faults", 0, 1, next(_attempt), TIMEOUT_S)
+    client = connect("faults", 0, 1, next(_attempt), TIMEOUT_S)
     with pytest.raises(UserError, match="cannot make 5 clusters of 3 rows"):
         client.recluster(next(_version), 5, 0, [(np.arange(3), ROWS[:3])])
     with pytest.raises(UserError, match="row 6 are not finite"):
@@ -278,11 +280,11 @@ def test_errors_cross_the_processes_as_one_sentence(run: StartedActors) -> None:
 
 
 def test_timeouts_name_the_stage(run: StartedActors) -> None:
-    lonely = actors.connect("faults", 0, 2, next(_attempt), timeout_s=3.0)
+    lonely = connect("faults", 0, 2, next(_attempt), timeout_s=3.0)
     with pytest.raises(ClusterTimeout, match=r"embeddings of ranks \[1\]"):
         lonely.recluster(next(_version), 5, 0, blocks(0, 2))
     with pytest.raises(ClusterTimeout, match="controller's 'begin'"):
-        actors.connect("no-such-run", 0, 1, 1, timeout_s=0.5)
+        connect("no-such-run", 0, 1, 1, timeout_s=0.5)
 
 
 def test_k9_a_second_start_of_the_same_run_is_refused(run: StartedActors, tmp_path: Path) -> None:
@@ -295,12 +297,13 @@ RANK_PROGRAM = """
 import hashlib
 import sys
 import numpy as np
-from cluster import actors
+from cluster.client import connect
+from cluster.ray_session import ensure_ray
 address, rank, attempt, version = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-session = actors.ensure_ray(address)
+session = ensure_ray(address)
 rows = np.random.default_rng(0).standard_normal((6000, 16)).astype(np.float32)
 rows[100:200] = rows[:100]
-client = actors.connect("faults", rank, 2, attempt, 60.0)
+client = connect("faults", rank, 2, attempt, 60.0)
 mine = np.arange(rank, 6000, 2)
 result = client.recluster(version, 12, 3, ((part, rows[part]) for part in np.array_split(mine, 9)))
 parts = (result.centroids, result.labels, result.reserves)
@@ -311,7 +314,7 @@ session.close()
 
 
 def test_ranks_as_processes_of_their_own(
-    run: StartedActors, session: actors.RaySession, expected: KMeansResult
+    run: StartedActors, session: ray_session.RaySession, expected: KMeansResult
 ) -> None:
     attempt, version = next(_attempt), next(_version)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -335,13 +338,15 @@ def test_ranks_as_processes_of_their_own(
     assert digests == [f"digest {digest}"] * 2
 
 
-def test_shard_lost_for_good_is_left_out(session: actors.RaySession, tmp_path: Path, expected: KMeansResult) -> None:
+def test_shard_lost_for_good_is_left_out(
+    session: ray_session.RaySession, tmp_path: Path, expected: KMeansResult
+) -> None:
     import ray
 
     options = ActorOptions(num_shards=2, num_cpus=0.1, restart_timeout_s=0.5, call_timeout_s=10.0, num_iterations=12)
     started = actors.start("degraded", str(tmp_path / "journal.jsonl"), CONFIG, 1, options)
     try:
-        client = actors.connect("degraded", 0, 1, 1, TIMEOUT_S)
+        client = connect("degraded", 0, 1, 1, TIMEOUT_S)
         ray.kill(started.actors["shard-0"], no_restart=True)
         assert_same(client.recluster(0, 12, 3, blocks(0, 1)), expected)
         ray.kill(started.actors["shard-1"], no_restart=True)

@@ -1,0 +1,110 @@
+"""One rank's client of the run's actors.
+
+Ranks put their blocks into the object store while they embed, and offer the references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from cluster.calls import call, finder, namespace_of
+from cluster.growth import Growth
+from cluster.kmeans import KMeansResult
+from cluster.local import NUM_RESERVES, Block
+from cluster.plan import EpochPlan
+
+_PUT_BYTES = 16 << 20  # blocks of this size: few objects, and the first are on their way while the forward pass goes on
+
+
+class RayCluster:
+    """The `ClusterClient` of one rank. Every call is repeated over the death of an actor until `timeout_s` is over."""
+
+    def __init__(
+        self, run_id: str, rank: int, world_size: int, attempt: int | None, timeout_s: float, num_reserves: int
+    ) -> None:
+        self._namespace, self._rank, self._world_size = namespace_of(run_id), rank, world_size
+        self._timeout_s, self._num_reserves = timeout_s, num_reserves
+        self._node = ray.get_runtime_context().get_node_id()
+        if attempt is None:
+            attempt = int(self._controller("latest_attempt")) + (1 if rank == 0 else 0)
+        self.attempt = attempt
+        if rank == 0:
+            self._controller("begin", attempt)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch."""
+        return EpochPlan.from_json(self._controller("plan", epoch, self.attempt))
+
+    def report(
+        self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
+    ) -> Growth | None:
+        """Report an epoch; return the growth that follows it."""
+        values = None if scores is None else [float(score) for score in scores]
+        growth = self._controller("report", epoch, self.attempt, dict(metrics), values, version)
+        return None if growth is None else Growth.from_json(growth)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the controller's state for a checkpoint."""
+        state: dict[str, Any] = self._controller("snapshot")
+        return state
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Give the controller the state of a checkpoint."""
+        self._controller("restore", dict(snapshot))
+
+    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
+        """Put the blocks as they come, then cluster the rows of all ranks; see `ClusterClient`."""
+        stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks, _PUT_BYTES)]
+        terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
+        # The coordinator gives up a little earlier: it can say which rank or shard is missing.
+        patience_s = 0.9 * self._timeout_s
+        arguments = ((self.attempt, version), self._rank, self._world_size, terms, stored, patience_s)
+        find = finder("kmeans", self._namespace)
+        return KMeansResult.from_arrays(call(find, "cluster", arguments, self._timeout_s, f"clustering {version}"))
+
+    def close(self) -> None:
+        """Nothing of this rank is left in the actors."""
+
+    def _controller(self, method: str, *arguments: Any) -> Any:
+        find = finder("controller", self._namespace)
+        return call(find, method, arguments, self._timeout_s, f"the controller's '{method}'")
+
+
+def connect(
+    run_id: str,
+    rank: int,
+    world_size: int,
+    attempt: int | None = None,
+    timeout_s: float = 600.0,
+    num_reserves: int = NUM_RESERVES,
+) -> RayCluster:
+    """Return the client of a rank on an initialised Ray; rank 0 opens the attempt.
+
+    `attempt` must be the same on all ranks and above every earlier one; None: rank 0 counts up, the others follow,
+    which is only safe when they connect after rank 0. Raises ClusterTimeout when the actors do not answer in time.
+    """
+    return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves)
+
+
+def joined(blocks: Iterable[Block], num_bytes: int) -> Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Join small blocks into larger ones of about `num_bytes`, in order.
+
+    numpy only: putting a torch tensor costs 20 times as much.
+    """
+    ids: list[npt.NDArray[np.int64]] = []
+    rows: list[npt.NDArray[np.float32]] = []
+    size = 0
+    for row_ids, features in blocks:
+        ids.append(np.asarray(row_ids, dtype=np.int64))
+        rows.append(np.asarray(features, dtype=np.float32))
+        size += rows[-1].nbytes
+        if size >= num_bytes:
+            yield np.concatenate(ids), np.concatenate(rows)
+            ids, rows, size = [], [], 0
+    if size:
+        yield np.concatenate(ids), np.concatenate(rows)

@@ -1,0 +1,36 @@
+"""Processes that must not outlive the one that started them, or the work that they were started for."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies: an orphan must not go on working (Linux only)."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def descendants(name: str) -> list[psutil.Process]:
+    """Return the children of this process that are called `name`, and all below them."""
+    roots = [child for child in psutil.Process().children() if child.name() == name]
+    return roots + [child for root in roots for child in root.children(recursive=True)]
+
+
+def end(processes: Sequence[psutil.Process], patience_s: float = 3.0) -> None:
+    """Wait for processes that are about to end, and kill what does not.
+
+    Ray's agents look for their raylet only once they have started, which takes them a minute on a busy machine.
+    """
+    _, alive = psutil.wait_procs(processes, patience_s)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil checks that it is still the same process
+    psutil.wait_procs(alive, patience_s)
