@@ -230,7 +230,7 @@ def _failed(run: Path, rank: int, error: Exception) -> int:
         status = write_status(run, state="failed", exit_code=code, reason=str(error))
         where = {name: status[name] for name in ("epoch", "step", "attempt")}
         append_event(run, "failed", **where, exit_code=code, reason=str(error))
-    elif rank == 0:
+    elif rank == 0 and known_status(run).get("state") != "failed":  # otherwise another rank has said why, for good
         write_status(run, reason=f"{type(error).__name__}: {error}", exit_code=code)
     return 0 if final else 1
 

@@ -11,9 +11,8 @@ and stop together at the next step boundary.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -24,15 +23,19 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster import ray_session
+from cluster.errors import ClusterTimeout
 from data_shards.errors import UserError
 from launch import rank, services, torchrun, train
 from launch.config import RunConfig
+from launch.ray_bell import Bell
 from launch.ray_room import NoRoom, asked, check_room, worker_resources
 from launch.ray_submit import CONFIG, packed, unpacked
 from launch.status import known_status, write_status
+from trainer import distributed
 
-log = logging.getLogger(__name__)
 ray_train: Any = ray.train  # type checkers see the interface before version 2 only
+_TRAIN_FOLDER = "logs/ray_train"  # Ray Train wants one; ours are the checkpoints
 _PREEMPTION_POLL_S = 5.0  # as often as Ray Train itself looks for nodes that are being drained
 
 
@@ -52,52 +55,83 @@ def drive(run: Path) -> int:
 
 
 def _carry_through(config: RunConfig, run: Path) -> None:
-    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
+    session = ray_session.ensure_ray(os.environ["RAY_ADDRESS"])
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets handlers of its own
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets handlers of its own
         signal.signal(number, lambda number, frame: stop.set())
     try:
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        first_attempt = int(known_status(run).get("attempt") or 0) + 1
-        write_status(run, state="running")
+        print(f"asking Ray for {asked(config)}", flush=True)
+        _train(config, run, stop)
+    finally:
+        session.close()
+        shutil.rmtree(run / _TRAIN_FOLDER, ignore_errors=True)
+
+
+def _train(config: RunConfig, run: Path, stop: threading.Event) -> None:
+    first_attempt = int(known_status(run).get("attempt") or 0) + 1
+    write_status(run, state="running")
+    try:
         with services.started(config, run, config.launch.nproc):
             while _fit(config, run, first_attempt, stop) and not stop.is_set():
-                log.warning("a node is taken away: starting again on the nodes that are left")
-    except NoRoom as error:
+                print("a node is taken away: starting again on the nodes that are left", flush=True)
+    except (NoRoom, ClusterTimeout) as error:
         write_status(run, state="failed", exit_code=error.exit_code, reason=str(error))
         raise
-    finally:
-        ray.shutdown()
 
 
 def _fit(config: RunConfig, run: Path, first_attempt: int, stop: threading.Event) -> bool:
     """Train until all is done, has failed for good, or has been stopped; return whether it was saved and put aside."""
-    bell = ray.remote(Bell).options(num_cpus=0, max_concurrency=4 * config.launch.nproc + 8).remote()
-    trainer = _trainer(config, run, first_attempt, bell)
-    failures: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # handed to the driver's own thread
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    while thread.is_alive() and not stop.is_set():
-        thread.join(0.2)
-    if thread.is_alive():
-        _stop_together(config, run, bell, thread)
-    if failures:
-        _explain(config, run, failures[0])
+    bell: Any = ray.remote(Bell).options(num_cpus=0, max_concurrency=4 * config.launch.nproc + 8).remote()
+    training, log_file = _Training(_trainer(config, run, first_attempt, bell)), _Tail(run / "train.log")
+    training.start()
+    while training.is_alive() and not stop.is_set():
+        training.join(0.2)
+        log_file.show()
+    if training.is_alive() and ray.get(bell.ring.remote()):  # otherwise no rank has begun: there is nothing to save
+        training.join(config.ray.stop_timeout_s)
+    log_file.show()
+    if training.is_alive():
+        write_status(run, state="preempted", exit_code=75, reason="stopped before it could save")
+    if training.error is not None:
+        _explain(config, run, training.error)
+    if training.refusal is not None:
+        raise NoRoom(training.refusal)
     return known_status(run).get("state") == "preempted"
 
 
-def _stop_together(config: RunConfig, run: Path, bell: Any, thread: threading.Thread) -> None:
-    if ray.get(bell.ring.remote()):  # otherwise no rank has begun, and there is nothing to save
-        thread.join(config.ray.stop_timeout_s)
-    if thread.is_alive():
-        write_status(run, state="preempted", exit_code=75, reason="stopped before it could save")
+class _Training(threading.Thread):
+    """Ray Train in a thread, since the driver's own must stay free for signals."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(daemon=True)
+        self._trainer = trainer
+        self.error: Exception | None = None
+        self.refusal: str | None = None
+
+    def run(self) -> None:
+        try:
+            self.refusal = self._trainer.fit().return_value
+        except Exception as error:  # looked at by the driver's thread
+            self.error = error
+
+
+class _Tail:
+    """Shows what is appended to a file from now on: the job's log is then that of the run, and not Ray's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shown = path.stat().st_size if path.exists() else 0
+
+    def show(self) -> None:
+        """Print what is new."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        self._shown += len(new)
+        print(new.decode(errors="replace"), end="", flush=True)
 
 
 def _explain(config: RunConfig, run: Path, error: Exception) -> None:
@@ -110,17 +144,17 @@ def _explain(config: RunConfig, run: Path, error: Exception) -> None:
             f"Ray had no room for {asked(config)} within ray.placement_timeout_s {config.ray.placement_timeout_s:g} s:"
             " other runs hold the nodes, or nodes are gone"
         )
-    log.error("Ray Train gave up: %s", str(error).strip().splitlines()[-1])
     if known_status(run).get("reason") is None:
-        write_status(run, reason=f"Ray Train gave up: {str(cause or error).strip().splitlines()[0]}")
+        write_status(run, reason=f"Ray Train gave up: {str(cause or error).strip().splitlines()[-1]}")
 
 
-def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> TorchTrainer:
+def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> Any:
     settings, launch = config.ray, config.launch
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a worker stays where the job is, in the working directory
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.placement_timeout_s)
+    work_: Any = work  # its interface says that nothing comes back; version 2 hands it over
     return TorchTrainer(
-        work,
+        work_,
         train_loop_config={"config": packed(config), "run": str(run), "bell": bell},
         torch_config=TorchConfig(timeout_s=int(launch.timeout_s)),
         scaling_config=ray_train.ScalingConfig(
@@ -130,8 +164,8 @@ def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> Tor
             placement_strategy=settings.placement,
         ),
         run_config=ray_train.RunConfig(
-            name="train",
-            storage_path=str(run / "ray"),
+            name=Path(_TRAIN_FOLDER).name,
+            storage_path=str(run / Path(_TRAIN_FOLDER).parent),
             failure_config=ray_train.FailureConfig(
                 max_failures=launch.max_restarts,
                 controller_failure_limit=launch.max_restarts,
@@ -152,34 +186,20 @@ def worker_environment(config: RunConfig, first_attempt: int) -> dict[str, str]:
 # ---- the workers ---------------------------------------------------------------------------------------------------
 
 
-class Bell:
-    """Rings once, for all who wait at it: the driver's way to its workers. They need not ask again and again."""
-
-    def __init__(self) -> None:
-        self._rung = asyncio.Event()
-        self._listeners = 0
-
-    async def wait(self) -> None:
-        """Return when the bell rings."""
-        self._listeners += 1
-        await self._rung.wait()
-
-    async def ring(self) -> int:
-        """Ring; return how many have come to listen so far."""
-        self._rung.set()
-        return self._listeners
-
-
-def work(job: dict[str, Any]) -> None:
+def work(job: dict[str, Any]) -> str | None:
     """Be one worker of Ray Train: a rank, in a thread of a process that Ray looks after.
 
-    Returns when the run is done, put aside, or has failed for good. Raises what makes Ray Train start the group again.
+    Returns when the run is done, put aside, or has failed for good; a sentence when it could not even begin. Raises
+    what makes Ray Train start the group again.
     """
+    run = Path(job["run"])
+    if distributed.any_rank(not (run / "status.json").exists()):
+        return f"not every node sees the run folder {run}: give a --run-dir on storage that all nodes share"
     for target, arguments in ((_listen, (job["bell"],)), (_watch_for_preemption, ())):
         threading.Thread(target=target, args=arguments, daemon=True).start()
-    run = Path(job["run"])
     if rank.work(unpacked(job["config"]), run):
         raise RankFailed(f"rank {os.environ['RANK']} failed; see train.log and logs/ in {run}")
+    return None
 
 
 class RankFailed(RuntimeError):
