@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, assert_nothing_left, environment, events, status, steps, subspace
+from tests.agents import Machine, agent, free_port
+from tests.runs import ROOT, assert_nothing_left, events, status, steps, subspace
 
 pytestmark = pytest.mark.slow
 CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
 RATE = "optim.lr=3e-4"  # float differences grow with the rate
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where an agent runs: a prefix of its command line, and the address that it is reached by."""
-
-    prefix: tuple[str, ...]
-    address: str
 
 
 @pytest.fixture
@@ -55,35 +45,11 @@ def ip(*words: str) -> None:
         pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def agent(machine: Machine, endpoint: str, nnodes: str, run: Path, *words: str | Path) -> subprocess.Popen[str]:
-    """Start torchrun on a machine."""
-    words = ("train", CONFIG, *words, "--run-dir", run)
-    options = ["--nnodes", nnodes, "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
-    options += ["--rdzv-id", "two", "--local-addr", machine.address, "--max-restarts", "3"]
-    # torch looks for its host's name among the addresses; a namespace shares the name and has others.
-    options += ["--rdzv-conf", f"is_host={endpoint.startswith(machine.address + ':')}", "--log-dir", f"{run}-agents"]
-    return subprocess.Popen(
-        [*machine.prefix, sys.executable, "-m", "torch.distributed.run", *options, "-m", "launch", *map(str, words)],
-        env={**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def on_two(machines: list[Machine], run: Path, *words: str | Path) -> None:
     """Run to the end with an agent on each machine."""
     endpoint = f"{machines[0].address}:{free_port()}"
     with ExitStack() as ends:
-        agents = [agent(machine, endpoint, "2", run, *words) for machine in machines]
+        agents = [agent(machine, endpoint, "2", run, CONFIG, *words) for machine in machines]
         for process in agents:
             ends.callback(process.kill)
         for process in agents:
