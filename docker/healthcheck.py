@@ -1,11 +1,11 @@
 """Is what runs in this container well? `healthcheck.py` looks at trainings, `healthcheck.py ray` at the Ray node.
 
 A training is a run whose train.log a process of this container holds open. It is ill when none of the files that it
-writes has changed for SUBSPACE_STALL_S seconds: a hung rank or actor ends the run by a deadline of 600 s (launch.timeout_s,
-cluster.timeout_s), so what is silent for longer than that has lost its deadlines too. No training, no complaint: building
-shards or writing a report is watched by its exit code. Standard library only: it runs every half minute.
+writes has changed for SUBSPACE_STALL_S seconds. A hung rank or actor ends its run by a deadline of 600 s
+(launch.timeout_s, cluster.timeout_s), so what is silent for longer has lost its deadlines too; raise it with them. No
+training, no complaint: building shards or writing a report is watched by its exit code.
 
-A Ray node is well when its agent says so: the raylet is known to the head as alive, and the head's own service answers.
+A Ray node is well when its agent says so: the head knows the raylet as alive, and the head's own service answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 STALL_S = float(os.environ.get("SUBSPACE_STALL_S", "900"))
 SIGNS_OF_LIFE = ("train.log", "metrics.jsonl", "events.jsonl", "status.json")
-RAY_AGENT = "http://127.0.0.1:52365/api/healthz"  # Ray's default port; the one path that needs no token
+RAY_AGENT = "http://127.0.0.1:52365/api/healthz"  # Ray's default port; one of the few paths that need no token
 
 
 def runs_open_here(processes: Path = Path("/proc")) -> set[Path]:
@@ -36,18 +36,15 @@ def runs_open_here(processes: Path = Path("/proc")) -> set[Path]:
 
 def silence_s(run: Path) -> float:
     """Return for how long a run has written nothing."""
-    found = [(run / name).stat().st_mtime for name in SIGNS_OF_LIFE if (run / name).exists()]
-    return time.time() - max(found)
+    return time.time() - max((run / name).stat().st_mtime for name in SIGNS_OF_LIFE if (run / name).exists())
 
 
 def trainings() -> int:
-    """Return 1 when a training of this container is silent for too long, else 0; say which."""
-    ill = 0
-    for run in sorted(runs_open_here()):
-        silent = silence_s(run)
+    """Return 1 when a training of this container is silent for too long, else 0; say what was seen."""
+    silences = {run: silence_s(run) for run in sorted(runs_open_here())}
+    for run, silent in silences.items():
         print(f"{run}: last sign of life {silent:.0f} s ago")
-        ill |= silent > STALL_S
-    return int(ill)
+    return int(any(silent > STALL_S for silent in silences.values()))
 
 
 def ray_node() -> int:
