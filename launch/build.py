@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from launch.config import Component, RunConfig
 from trainer import distributed, miners
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
+from trainer.engines.base import Engine
 from trainer.engines.ddp import DDPEngine
+from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
 from trainer.evaluate import EmbedOptions
 from trainer.heads.attention import AttentionEmbedding
 from trainer.heads.embedded import EmbeddingHead
@@ -57,8 +61,18 @@ MINERS: dict[str, Callable[..., Any]] = {
     "distance_weighted": miners.distance_weighted,
     "all_triplets": miners.all_triplets,
 }
+ENGINES: dict[str, Callable[..., Engine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 # Arguments that the caller gives, not the user.
 GIVEN = {
+    "model",
+    "make_optimiser",
+    "pieces",
+    "cached",
+    "deterministic",
+    "precision",
+    "clip_norm",
+    "average_decay",
+    "timeout_s",
     "vectors",
     "labels",
     "triplets",
@@ -96,6 +110,7 @@ def check_components(config: RunConfig) -> None:
         (HEADS, config.model.head, "model.head"),
         (LOSSES, config.objective.loss, "objective.loss"),
         (MINERS, config.objective.miner, "objective.miner"),
+        (ENGINES, config.train.engine, "train.engine"),
     ):
         entry(table, component, where)
 
@@ -195,25 +210,53 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     log.info("weights %s sha256 %s", path, sha256_of(path))
 
 
-def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> DDPEngine:
+def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> Engine:
     """Return the engine that trains `network` on this rank."""
     train, optim = config.train, config.optim
     pieces = train.logical_shards // world_size if config.deterministic else train.accumulate
     make = OPTIMISERS[optim.name]
-    return DDPEngine(
+    if train.engine.name == "deepspeed":
+        # Without it DeepSpeed looks for accelerators by itself, and logs that it found none.
+        os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
+        own: dict[str, Any] = {"timeout_s": config.launch.timeout_s}
+    else:
+        own = {"deterministic": config.deterministic, "average_decay": train.average_weights}
+    return entry(ENGINES, train.engine, "train.engine")(
         network,
         lambda net: make(parameter_groups(net, optim.lr, optim.embedding_lr), optim.weight_decay),
         pieces=pieces,
         cached=train.accumulate > 1,
-        deterministic=config.deterministic,
         precision=train.precision,
         clip_norm=optim.clip_norm,
-        average_decay=train.average_weights,
+        **own,
     )
 
 
+def reading_engine(config: RunConfig, network: EmbeddingModel) -> Engine:
+    """Return an engine that only holds weights of a checkpoint: any engine reads what any other wrote."""
+    plain = config.train.model_copy(update={"engine": Component(name="ddp")})
+    return engine(config.model_copy(update={"train": plain}), network, 1)
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raise UserError for what DeepSpeed cannot do, or when it is asked for and not installed."""
+    if config.train.engine.name != "deepspeed":
+        return
+    entry(ENGINES, config.train.engine, "train.engine")
+    check_zero(**config.train.engine.arguments)
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "train.engine.name deepspeed: DeepSpeed is not installed; pip install 'subspace-trainer[deepspeed]'"
+        )
+    if config.deterministic:
+        raise UserError("deterministic runs need train.engine.name ddp: DeepSpeed sums in an order of its own")
+    if config.train.average_weights:
+        raise UserError("train.average_weights needs train.engine.name ddp: DeepSpeed's weights are spread over ranks")
+
+
 def check_world_size(config: RunConfig, world_size: int) -> None:
-    """Raise UserError when the global batch cannot be spread evenly."""
+    """Raise UserError when the engine cannot do what is asked, or the global batch cannot be spread evenly."""
+    check_engine(config)
     train = config.train
     parts = world_size * (1 if config.deterministic else train.accumulate)
     if train.batch_size % parts:

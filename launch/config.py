@@ -99,7 +99,8 @@ class TrainSection(Section):
     class_temperature: float = Field(0.0, ge=0, description="classes are drawn with weights size ** class_temperature")
     schedule: Literal["budget", "published"] = "budget"
     accumulate: int = Field(1, gt=0, description="forward passes a rank splits its part of the batch into")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
     channels_last: bool = True
     logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"

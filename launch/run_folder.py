@@ -18,7 +18,7 @@ from launch.config import Resume, RunConfig, dump_config, load_config
 from trainer.checkpoint import CheckpointStore
 
 # What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.
-FREE_SECTIONS = ("launch", "ray")
+FREE = ("launch", "ray", "train.engine", "train.precision")
 LEAST_FREE_BYTES = 64 << 20
 
 
@@ -56,7 +56,7 @@ def _check_same(run: Path, config: RunConfig) -> None:
     changed = [
         name
         for name in _leaves(stored, given)
-        if name.split(".")[0] not in FREE_SECTIONS and _at(stored, name) != _at(given, name)
+        if not f"{name}.".startswith(tuple(f"{free}." for free in FREE)) and _at(stored, name) != _at(given, name)
     ]
     if changed:
         raise UserError(

@@ -161,7 +161,7 @@ def evaluate(run: Path, split: str) -> dict[str, Any]:
     try:
         rank.prepare_process(config)
         network = build.model(config, distributed.device())
-        engine = build.engine(config, network, 1)
+        engine = build.reading_engine(config, network)
         engine.load_tensors(best.tensors)
         partition = RunState.from_checkpoint(best, build.fresh_state(config).saliency).partition
         with engine.averaged():

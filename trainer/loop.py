@@ -28,7 +28,7 @@ from data_shards.reader import SplitReader
 from data_shards.samplers import batch_slices
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
-from trainer.engines.ddp import DDPEngine
+from trainer.engines.base import Engine
 from trainer.heads.dropout import dropout_keep
 from trainer.objectives.subspace import SubspaceObjective
 from trainer.optim import rate_factor, set_rates
@@ -85,7 +85,7 @@ class Loop:
     def __init__(
         self,
         options: LoopOptions,
-        engine: DDPEngine,
+        engine: Engine,
         objective: SubspaceObjective,
         state: RunState,
         train: SplitReader,
@@ -221,8 +221,7 @@ class Loop:
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
         for update in self.objective.updates(vectors, labels, state.partition, subspace, state.step):
-            if self.engine.backward(update.loss):
-                self.engine.step()
+            if self.engine.backward(update.loss) and self.engine.step():
                 gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
                 state.saliency.update(vectors, gradient)
             else:
@@ -314,8 +313,10 @@ class Loop:
         )
 
     def _save(self, best: bool = False) -> None:
+        with distributed.stage("gather for the checkpoint"):
+            tensors = self.engine.tensors()  # every rank has a share in it
         if self.leader:
-            checkpoint = self.state.to_checkpoint(self.engine.tensors(), self.cluster.snapshot(), self.attempt)
+            checkpoint = self.state.to_checkpoint(tensors, self.cluster.snapshot(), self.attempt)
             self.store.save(checkpoint, best)
             self.recorder.event("checkpoint", self.state, best=best)
             self.recorder.status("running", self.state)

@@ -7,7 +7,7 @@ and epochs may have any number of steps.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,6 +33,12 @@ OPTIMISERS = {
 }
 
 
+class RateHolder(Protocol):
+    """An optimiser as far as learning rates go: torch's own, or one that DeepSpeed wrapped."""
+
+    param_groups: list[dict[str, Any]]
+
+
 def rate_factor(schedule: str, progress: float, num_epochs: int, warmup_epochs: float) -> float:
     """Return the factor on the base learning rate after `progress` epochs (a float in [0, num_epochs])."""
     if progress < warmup_epochs:
@@ -43,7 +49,7 @@ def rate_factor(schedule: str, progress: float, num_epochs: int, warmup_epochs: 
     return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> float:
+def set_rates(optimiser: RateHolder, factor: float) -> float:
     """Set every group's rate to its base rate times `factor`; return the first group's."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor

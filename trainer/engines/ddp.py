@@ -1,17 +1,10 @@
-"""Forward, gather, loss of the global batch, backward, step: W ranks compute what one rank would.
+"""Whole weights and moments on every rank; gradients are summed in one of two ways.
 
-A step goes in two halves. `embed` runs the network on this rank's pieces of the batch and gathers the vectors of all
-pieces in canonical order into one leaf; the objective takes its loss of that leaf, the same number on every rank.
-`backward` asks the loss for the gradient of the leaf and sends each piece its rows. So mining and losses see the
-global batch, and accumulation (several pieces per rank), gradient caching (forward again before a piece's backward,
-Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
-https://arxiv.org/abs/2101.06983) and many ranks are one mechanism.
+Fast: torch's DistributedDataParallel, overlapped with backward. Deterministic: every logical piece's gradient is
+gathered and added by a fixed pairwise tree, so that the bytes depend on the number of logical pieces only, never on
+the number of ranks.
 
-Gradients of the pieces are summed in one of two ways. Fast: torch's DistributedDataParallel, overlapped with backward.
-Deterministic: every logical piece's gradient is gathered and added by a fixed pairwise tree, so that the bytes depend
-on the number of logical pieces only, never on the number of ranks.
-
-Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D embedding width, P parameters.
+Legend: L pieces of all ranks, P parameters.
 """
 
 from __future__ import annotations
@@ -25,6 +18,8 @@ from torch import Tensor, nn
 from data_shards import keyed
 from trainer import distributed
 from trainer.averaging import WeightAverage
+from trainer.engines.base import Engine, by_kind
+from trainer.engines.scaling import unscale
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
 
@@ -38,19 +33,18 @@ def pairwise_sum(rows: Tensor) -> Tensor:
     return rows[0]
 
 
-class DDPEngine:
-    """Owns the network, its optimiser and how gradients are reduced.
+class DDPEngine(Engine):
+    """The engine without conditions: any precision, averaged weights, bitwise reproducible if asked.
 
     Args:
-        model: an EmbeddingModel on its device.
+        model, pieces, cached, precision: as `Engine` says.
         make_optimiser: model -> torch optimiser.
-        pieces: forward passes this rank splits its rows into.
-        cached: forward again before the backward of a piece, so that only one piece's graph is in memory.
         deterministic: reduce by the fixed tree instead of DistributedDataParallel.
-        precision: "fp32" or "bf16" (autocast of the network alone; vectors and losses are float32).
         clip_norm: greatest gradient norm, or None.
         average_decay: decay of the running average of the weights; 0 keeps none.
     """
+
+    optimiser: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -63,53 +57,27 @@ class DDPEngine:
         clip_norm: float | None = None,
         average_decay: float = 0.0,
     ) -> None:
-        self.model = model
+        super().__init__(model, pieces, cached, precision)
         self.optimiser = make_optimiser(model)
         assert cached or deterministic or pieces == 1, "DistributedDataParallel takes several pieces one after another"
-        self.pieces, self.cached, self.deterministic, self.clip_norm = pieces, cached, deterministic, clip_norm
-        self.bf16 = precision == "bf16"
+        self.deterministic, self.clip_norm = deterministic, clip_norm
         self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
-        self.device = next(model.parameters()).device
         self.average = WeightAverage(model, average_decay) if average_decay else None
-        self._inputs: list[tuple[Tensor, Tensor | None]] = []
-        self._outputs: list[Tensor] = []
-        self._leaf: Tensor | None = None
 
-    def forward(self, images: Tensor, keep: Tensor | None, network: nn.Module | None = None) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            vectors = (network or self.network)(images, keep).vectors
+    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        network = self.network if torch.is_grad_enabled() else self.model
+        with self.autocast():
+            vectors: Tensor = network(images, keep).vectors
         return vectors.float()
 
-    def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images."""
-        rows = images.shape[0] // self.pieces
-        keeps = keep.split(rows) if keep is not None else [None] * self.pieces
-        self._inputs = list(zip(images.split(rows), keeps, strict=True))
-        with torch.set_grad_enabled(not self.cached):
-            network = self.model if self.cached else self.network
-            self._outputs = [self.forward(*piece, network=network) for piece in self._inputs]
-        local = torch.cat([output.detach() for output in self._outputs])
-        with distributed.stage("gather of the vectors"):
-            self._leaf = distributed.gather_rows(local).requires_grad_()
-        return self._leaf
-
-    def backward(self, loss: Tensor) -> bool:
-        """Leave the gradient of the global loss on every parameter; False when it or the loss is not finite."""
-        assert self._leaf is not None
-        loss.backward()
-        gradient = self._leaf.grad
-        if gradient is None:
-            gradient = torch.zeros_like(self._leaf)
-        if not bool(torch.isfinite(loss) & torch.isfinite(gradient).all()):
-            return False
+    def _send_back(self, gradient: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        local = gradient.view(distributed.world_size(), -1, gradient.shape[1])[distributed.rank()]
-        with distributed.stage("sum of the gradients"):
-            if self.deterministic:
-                self._backward_by_tree(local)
-            else:
-                self._backward_by_ddp(local * distributed.world_size())  # DDP averages where we want the sum
-        return True
+        if self.scale is not None:
+            gradient = gradient * self.scale.value
+        if self.deterministic:
+            self._backward_by_tree(gradient)
+        else:
+            self._backward_by_ddp(gradient * distributed.world_size())  # DDP averages where we want the sum
 
     def _backward_by_ddp(self, gradient: Tensor) -> None:
         if not self.cached:
@@ -134,23 +102,23 @@ class DDPEngine:
         for parameter, values in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = values.view(parameter.shape).clone(memory_format=torch.preserve_format)
 
-    def step(self) -> None:
-        """Apply the gradients."""
+    def step(self) -> bool:
+        if self.scale is not None:
+            finite = unscale(self.model.parameters(), self.scale.value)
+            fine = self.scale.update(finite)
+            if not finite:
+                return fine
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimiser.step()
         if self.average is not None:
             self.average.update()
+        return True
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Have the network hold the averaged weights for a while, if there are any: for everything but training."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def permute_and_reset(self, permutation: list[int], reset_rows: list[int], seed: int) -> None:
-        """Move the embedding's rows and their moments; give `reset_rows` fresh weights and no moments.
-
-        Row i of the result is row permutation[i] of before. Weights and biases, and both Adam moments, move alike.
-        """
         rows = self.model.rows
         order = torch.tensor(permutation, device=self.device)
         for parameter in rows.values():
@@ -164,25 +132,23 @@ class DDPEngine:
             self.average.permute_and_reset(list(rows), order, reset_rows)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weights, buffers, moments and average by name: `model/NAME`, `optim/NAME/KEY`, `average/NAME`."""
         named = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for entry, value in self.optimiser.state.get(parameter, {}).items():
                 named[f"optim/{name}/{entry}"] = torch.as_tensor(value)
         if self.average is not None:
             named.update({f"average/{name}": value for name, value in self.average.tensors().items()})
+        if self.scale is not None:
+            named.update({f"scale/{name}": value for name, value in self.scale.tensors().items()})
         return named
 
     def load_tensors(self, named: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
-        parts = {"model": {}, "optim": {}, "average": {}}  # type: dict[str, dict[str, Tensor]]
-        for name, value in named.items():
-            kind, _, rest = name.partition("/")
-            if kind in parts:
-                parts[kind][rest] = value
+        parts = by_kind(named)
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_tensors(parts["average"])
+        if self.scale is not None:
+            self.scale.load_tensors(parts["scale"])
         self.optimiser.state.clear()
         parameters = dict(self.model.named_parameters())
         for name, value in parts["optim"].items():

@@ -1,0 +1,257 @@
+"""Every ZeRO stage computes what DDPEngine computes, and its checkpoints are the same tensors.
+
+All engines take the same steps in one process group of three ranks, by which hardly a parameter's size can be divided;
+the checkpoints then go to two ranks and another engine. DeepSpeed compares numbers of modules and parameters, counted
+per process, over the ranks: hence one call on three ranks and then one on two, from processes with the same past.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (extra 'deepspeed')")
+
+from data_shards.errors import UserError
+from tests.ranks import run_on_ranks
+from trainer import distributed
+from trainer.backbones.small import SmallResNet
+from trainer.engines.base import Engine
+from trainer.engines.ddp import DDPEngine
+from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
+from trainer.heads.attention import AttentionEmbedding
+from trainer.losses.margin import margin_loss
+from trainer.miners import all_triplets
+from trainer.model import EmbeddingModel
+from trainer.optim import OPTIMISERS, parameter_groups, set_rates
+
+Arrays = dict[str, np.ndarray]
+STAGES = (0, 1, 2, 3)
+ROWS = 12
+PERMUTATION = [3, 1, 0, 2, *range(4, 13)]
+RESET = [11, 12]
+# name -> (precision, optimiser, pieces, further arguments of DeepSpeedEngine or None for DDPEngine)
+Case = tuple[str, str, int, dict[str, Any] | None]
+CASES: dict[str, Case] = {
+    "ddp": ("fp32", "adam", 1, None),
+    "ddp sgd": ("fp32", "sgd", 1, None),
+    "ddp bf16": ("bf16", "adam", 1, None),
+    "ddp fp16": ("fp16", "adam", 1, None),
+    **{f"zero {stage}": ("fp32", "adam", 1, {"zero_stage": stage}) for stage in STAGES},
+    "zero 3 cut small": ("fp32", "adam", 1, {"zero_stage": 3, "persistence_threshold": 0}),
+    "zero 2 sgd": ("fp32", "sgd", 1, {"zero_stage": 2}),
+    "zero 3 sgd": ("fp32", "sgd", 1, {"zero_stage": 3}),
+    **{f"zero {stage} pieces": ("fp32", "adam", 2, {"zero_stage": stage}) for stage in STAGES},
+    **{f"zero {stage} offload": ("fp32", "adam", 1, {"zero_stage": stage, "offload": True}) for stage in (1, 2, 3)},
+    "zero 1 bf16": ("bf16", "adam", 1, {"zero_stage": 1}),
+    "zero 3 bf16": ("bf16", "adam", 1, {"zero_stage": 3}),
+    **{f"zero {stage} fp16": ("fp16", "adam", 1, {"zero_stage": stage}) for stage in STAGES},
+}
+
+
+def make_engine(case: Case) -> Engine:
+    precision, optimiser, pieces, zero = case
+    backbone = SmallResNet(widths=(8, 16), blocks=(1, 1), in_channels=1, seed=3)
+    model = EmbeddingModel(backbone, AttentionEmbedding(16, 13, hidden=(8, 4), seed=3))
+    model = model.to(memory_format=torch.channels_last)
+    make = OPTIMISERS[optimiser]
+
+    def optimise(net: EmbeddingModel) -> torch.optim.Optimizer:
+        return make(parameter_groups(net, 1e-2, 3e-2), 1e-2)
+
+    shared: dict[str, Any] = {"pieces": pieces, "cached": pieces > 1, "precision": precision, "clip_norm": 0.5}
+    if zero is None:
+        return DDPEngine(model, optimise, **shared)
+    return DeepSpeedEngine(model, optimise, **shared, **zero)
+
+
+def images() -> Tensor:
+    drawn = np.random.default_rng(1).normal(size=(ROWS, 1, 12, 12)).astype(np.float32)
+    return torch.from_numpy(drawn).contiguous(memory_format=torch.channels_last)
+
+
+def global_loss(vectors: Tensor) -> Tensor:
+    labels = torch.arange(ROWS) // 3
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    return margin_loss(unit, labels, all_triplets(unit, labels))
+
+
+def embed(engine: Engine) -> Tensor:
+    share = ROWS // distributed.world_size()
+    local = images()[distributed.rank() * share :][:share]
+    return engine.embed(local, None)
+
+
+def step(engine: Engine, factor: float) -> float:
+    loss = global_loss(embed(engine))
+    set_rates(engine.optimiser, factor)
+    assert engine.backward(loss)
+    assert engine.step()
+    return float(loss.detach())
+
+
+def arrays(engine: Engine) -> Arrays:
+    return {name: value.detach().numpy().copy() for name, value in engine.tensors().items()}
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Two steps, a growth, a checkpoint, vectors as evaluation sees them, and one step more."""
+    engine = make_engine(case)
+    losses = [step(engine, 1.0), step(engine, 0.5)]
+    before = arrays(engine)
+    engine.permute_and_reset(PERMUTATION, RESET, seed=5)
+    saved = arrays(engine)
+    with engine.averaged(), torch.no_grad():
+        engine.model.eval()
+        # Ranks look at unlike numbers of blocks; a collective in the forward pass would hang.
+        looked = [engine.model(images()).vectors.numpy() for _ in range(1 + distributed.rank())]
+        engine.model.train()
+    losses.append(step(engine, 0.5))
+    return {"losses": losses, "before": before, "saved": saved, "looked": looked[0], "final": arrays(engine)}
+
+
+def run_cases() -> dict[str, Any]:
+    found: dict[str, Any] = {name: run_case(case) for name, case in CASES.items()}
+    found["disturbed"] = {name: disturb(case) for name, case in CASES.items() if "fp16" in name}
+    found["infinite"] = {stage: overflow_in_full_precision(CASES[f"zero {stage}"]) for stage in (1, 2, 3)}
+    return found
+
+
+def unlike(found: Arrays, other: Arrays) -> list[str]:
+    return [key for key in other if not key.startswith("scale/") and not np.array_equal(found[key], other[key])]
+
+
+def disturb(case: Case) -> dict[str, Any]:
+    """Do what a loss that is no number, and gradients that overflow at too large a scale, should leave no trace of."""
+    engine = make_engine(case)
+    assert engine.scale is not None
+    step(engine, 1.0)
+    before = arrays(engine)
+    found: dict[str, Any] = {"refused": not engine.backward(global_loss(embed(engine)) * float("nan"))}
+    engine.scale.value = 2.0**60
+    found["left out"] = engine.backward(global_loss(embed(engine))) and engine.step()
+    found.update({"scale": engine.scale.value, "untouched": not unlike(arrays(engine), before)})
+    engine.scale.value = 2.0**10
+    step(engine, 1.0)
+    return {**found, "goes on": bool(unlike(arrays(engine), before)) or distributed.rank() > 0}
+
+
+def overflow_in_full_precision(case: Case) -> dict[str, Any]:
+    engine = make_engine(case)
+    before = arrays(engine)
+    vectors = embed(engine)
+    steep = ((vectors - vectors.detach()) * 1e38).sum()  # zero, with a gradient that the network makes infinite
+    found = {"leaf is finite": engine.backward(steep), "applied": engine.step()}
+    return {**found, "untouched": not unlike(arrays(engine), before)}
+
+
+def resume(name: str, saved: Arrays) -> Arrays:
+    engine = make_engine(CASES[name])
+    step(engine, 1.0)  # what is loaded replaces this
+    engine.load_tensors({key: torch.from_numpy(value.copy()) for key, value in saved.items()})
+    again = arrays(engine)
+    for key, value in again.items():
+        np.testing.assert_array_equal(value, saved[key], err_msg=key)
+    step(engine, 0.5)
+    return arrays(engine)
+
+
+def resumes(pairs: list[tuple[str, Arrays]]) -> list[Arrays]:
+    return [resume(name, saved) for name, saved in pairs]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """Return what rank 0 saw of every case on three ranks."""
+    return run_on_ranks(run_cases, 3)[0]
+
+
+def assert_close(found: Arrays, expected: Arrays, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(found[name], value, atol=tolerance * scale + 1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"),
+    [(name, "ddp", 2e-4) for name, case in CASES.items() if case[:2] == ("fp32", "adam") and case[3] is not None]
+    + [(f"zero {stage} sgd", "ddp sgd", 1e-4) for stage in (2, 3)]
+    # Other layouts of the weights (DDP: channels last) round otherwise inside the network.
+    + [(f"zero {stage} bf16", "ddp bf16", 5e-2) for stage in (1, 3)]
+    + [(f"zero {stage} fp16", "ddp fp16", 5e-2) for stage in STAGES],
+)
+def test_steps_growth_and_checkpoints_are_those_of_ddp(
+    results: dict[str, Any], name: str, reference: str, tolerance: float
+) -> None:
+    found, expected = results[name], results[reference]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=tolerance)
+    assert len(set(found["losses"])) == 3
+    for moment in ("before", "saved", "final"):
+        assert_close(found[moment], expected[moment], tolerance)
+    np.testing.assert_allclose(found["looked"], expected["looked"], atol=1e-3)
+    assert any(key.startswith("optim/") for key in found["saved"])
+
+
+@pytest.mark.parametrize("name", [f"zero {stage}" for stage in STAGES] + ["zero 3 cut small", "zero 3 sgd"])
+def test_growth_moves_masters_and_moments_together(results: dict[str, Any], name: str) -> None:
+    before, after = results[name]["before"], results[name]["saved"]
+    kept = [i for i in range(13) if i not in RESET]
+    moved = [key for key in before if "head.embedding" in key and before[key].ndim]
+    assert len(moved) == (4 if "sgd" in name else 6)
+    for key, old in before.items():
+        if key not in moved:
+            np.testing.assert_array_equal(after[key], old)
+            continue
+        np.testing.assert_array_equal(after[key][kept], old[PERMUTATION][kept])
+        assert not np.array_equal(after[key][RESET], old[RESET])
+        if key.startswith("optim/"):
+            assert not after[key][RESET].any()
+
+
+def test_lower_precisions_differ_from_float32_but_not_much(results: dict[str, Any]) -> None:
+    for name in ("zero 1 bf16", "zero 3 fp16"):
+        assert results[name]["losses"] != results["ddp"]["losses"]
+        assert results[name]["losses"] == pytest.approx(results["ddp"]["losses"], rel=0.05)
+    assert results["zero 3 fp16"]["saved"]["scale/good_steps"] == 2
+
+
+def test_checkpoints_cross_engines_stages_and_numbers_of_ranks(results: dict[str, Any]) -> None:
+    pairs = [("ddp", "zero 3"), ("ddp", "zero 1"), ("zero 0", "zero 2"), ("zero 1", "zero 3 cut small")]
+    pairs += [("zero 2", "ddp"), ("zero 3", "ddp"), ("zero 3 cut small", "zero 1"), ("zero 3 offload", "zero 2")]
+    pairs += [("ddp sgd", "zero 3 sgd"), ("zero 2 sgd", "ddp sgd"), ("ddp fp16", "zero 2 fp16")]
+    pairs += [("zero 1 fp16", "zero 3 fp16")]
+    found = run_on_ranks(resumes, 2, [(reader, results[writer]["saved"]) for reader, writer in pairs])[0]
+    for (reader, _), final in zip(pairs, found, strict=True):
+        reference = "ddp" + "".join(f" {word}" for word in ("sgd", "fp16") if word in reader)
+        assert_close(final, results[reference]["final"], 5e-2 if "fp16" in reader else 3e-4)
+
+
+def test_what_is_not_finite_is_never_applied(results: dict[str, Any]) -> None:
+    for name, answers in results["disturbed"].items():
+        expected = {"refused": True, "left out": True, "scale": 2.0**59, "untouched": True, "goes on": True}
+        assert answers == expected, name
+
+
+def test_an_infinite_gradient_in_full_precision_is_reported(results: dict[str, Any]) -> None:
+    for stage, answers in results["infinite"].items():
+        assert answers == {"leaf is finite": True, "applied": False, "untouched": True}, stage
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"zero_stage": 4}, "stages 0, 1, 2 and 3, got 4"),
+        ({"zero_stage": 0, "offload": True}, "needs train.engine.zero_stage 1, 2 or 3"),
+        ({"offload": "cpu"}, "true or false, got 'cpu'"),
+        ({"persistence_threshold": -1}, "got -1"),
+    ],
+)
+def test_options_are_checked_before_anything_starts(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_zero(**options)

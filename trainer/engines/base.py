@@ -1,0 +1,132 @@
+"""What every engine is to the loop, and the half of a step that they share.
+
+A step goes in two halves. `embed` runs the network on this rank's pieces of the batch and gathers the vectors of all
+pieces in canonical order into one leaf; the objective takes its loss of that leaf, the same number on every rank.
+`backward` asks the loss for the gradient of the leaf and sends each piece its rows. So mining and losses see the
+global batch, and accumulation (several pieces per rank), gradient caching (forward again before a piece's backward,
+Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+https://arxiv.org/abs/2101.06983) and many ranks are one mechanism. Engines differ in how the gradients of the pieces
+are summed and where weights and moments live.
+
+Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D embedding width, P parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import distributed
+from trainer.engines.scaling import LossScale
+from trainer.model import EmbeddingModel
+from trainer.optim import RateHolder
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("model", "optim", "average", "scale")
+
+
+class Engine(ABC):
+    """Owns the network, its optimiser and how gradients are reduced.
+
+    `model` is for looking at: inside `averaged()` it is whole on every rank, outside it may be empty (ZeRO-3).
+
+    Args:
+        model: an EmbeddingModel on its device.
+        pieces: forward passes this rank splits its rows into.
+        cached: forward again before the backward of a piece, so that only one piece's graph is in memory.
+        precision: "fp32", "bf16" or "fp16" (autocast of the network alone; weights, vectors and losses are float32).
+    """
+
+    optimiser: RateHolder
+
+    def __init__(self, model: EmbeddingModel, pieces: int, cached: bool, precision: str) -> None:
+        self.model = model
+        self.pieces, self.cached = pieces, cached
+        self.dtype = PRECISIONS[precision]
+        self.device = next(model.parameters()).device
+        self.scale = LossScale() if precision == "fp16" else None
+        self._inputs: list[tuple[Tensor, Tensor | None]] = []
+        self._outputs: list[Tensor] = []
+        self._leaf: Tensor | None = None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute the network in its precision."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if lower else torch.bfloat16, enabled=lower)
+
+    @abstractmethod
+    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off."""
+
+    def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images."""
+        rows = images.shape[0] // self.pieces
+        keeps = keep.split(rows) if keep is not None else [None] * self.pieces
+        self._inputs = list(zip(images.split(rows), keeps, strict=True))
+        with torch.set_grad_enabled(not self.cached):
+            self._outputs = [self.forward(*piece) for piece in self._inputs]
+        local = torch.cat([output.detach() for output in self._outputs])
+        with distributed.stage("gather of the vectors"):
+            self._leaf = distributed.gather_rows(local).requires_grad_()
+        return self._leaf
+
+    def backward(self, loss: Tensor) -> bool:
+        """Leave the gradient of the global loss on every parameter; False when it or the loss is not finite."""
+        assert self._leaf is not None
+        loss.backward()
+        gradient = self._leaf.grad
+        if gradient is None:
+            gradient = torch.zeros_like(self._leaf)
+        if not bool(torch.isfinite(loss) & torch.isfinite(gradient).all()):
+            return False
+        local = gradient.view(distributed.world_size(), -1, gradient.shape[1])[distributed.rank()]
+        with distributed.stage("sum of the gradients"):
+            self._send_back(local)
+        return True
+
+    @abstractmethod
+    def _send_back(self, gradient: Tensor) -> None:
+        """Take this rank's rows (n, D) of the leaf's gradient back through the network, and add up over the ranks."""
+
+    @abstractmethod
+    def step(self) -> bool:
+        """Apply the gradients; False when they were not finite, and then nothing was applied.
+
+        With fp16 a step that is left out to lower the loss scale is part of the method, and not False.
+        """
+
+    @abstractmethod
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have `model` hold, for a while, the weights that everything but training sees. Every rank enters."""
+
+    @abstractmethod
+    def permute_and_reset(self, permutation: list[int], reset_rows: list[int], seed: int) -> None:
+        """Move the embedding's rows and their moments; give `reset_rows` fresh weights and no moments.
+
+        Row i of the result is row permutation[i] of before. Weights and biases, and both Adam moments, move alike.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything by name, in full precision and full size: `model/NAME`, `optim/NAME/KEY`, `average/NAME`.
+
+        Names and shapes are those of every other engine. All ranks ask together; only rank 0 is sure to get it all.
+        """
+
+    @abstractmethod
+    def load_tensors(self, named: dict[str, Tensor]) -> None:
+        """Take back what any engine's `tensors` gave, the same on every rank."""
+
+
+def by_kind(named: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the engine's own tensors as {kind: {rest of the name: tensor}}."""
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for name, value in named.items():
+        kind, _, rest = name.partition("/")
+        if kind in parts:
+            parts[kind][rest] = value
+    return parts
