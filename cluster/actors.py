@@ -31,6 +31,7 @@ from cluster.index import BackendName
 from cluster.journal import Journal
 from cluster.kmeans import KMeans, KMeansShard
 from cluster.meeting import Key, Meeting
+from cluster.processes import die_with_parent
 from cluster.remote_shards import ActorOptions, Place, RemoteShards, ShardLost, Stored
 
 
@@ -40,6 +41,7 @@ class ShardActor:
     def __init__(self, backend: BackendName, num_threads: int) -> None:
         from threadpoolctl import threadpool_limits
 
+        die_with_parent()
         self._shard = KMeansShard(backend, num_threads)
         self._limits = threadpool_limits(num_threads)  # numpy's BLAS would otherwise take every core of the node
         self._key: Key = (-1, -1)
@@ -79,6 +81,7 @@ class CoordinatorActor:
     """Meets the ranks and drives the shards; its state is worth nothing, so it may die at any time."""
 
     def __init__(self, namespace: str, options: ActorOptions) -> None:
+        die_with_parent()
         self._options, self._meeting = options, Meeting()
         self._places: dict[Any, Place] = {}
         self._shards = [ray.get_actor(f"shard-{i}", namespace) for i in range(options.num_shards)]
@@ -141,6 +144,7 @@ class ControllerActor:
     """A `ControllerCore` over a journal. It is built by the first call, so that its errors reach the caller."""
 
     def __init__(self, config: ControllerConfig, journal_path: str) -> None:
+        die_with_parent()  # an actor outlives its raylet by minutes (Ray 2.60), and this one holds the journal's lock
         self._config, self._journal_path = config, journal_path
         self._core: ControllerCore | None = None
 
@@ -226,7 +230,8 @@ def start(
     """
     options = options or ActorOptions()
     started = StartedActors(run_id)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: Ray 2.60 puts an actor that asks for no resource anywhere then, and this process is here anyway.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     shared = {"namespace": namespace_of(run_id), "max_restarts": -1, "max_task_retries": 0}
     small = {**shared, "num_cpus": 0, "scheduling_strategy": here}  # beside the run folder, which holds the journal
     work = {**shared, "num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "scheduling_strategy": "SPREAD"}

@@ -22,9 +22,11 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import ray_session
 from cluster.errors import ClusterTimeout
+from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from launch import rank, services, torchrun, train
 from launch.config import RunConfig
@@ -82,7 +84,9 @@ def _train(config: RunConfig, run: Path, stop: threading.Event) -> None:
 
 def _fit(config: RunConfig, run: Path, first_attempt: int, stop: threading.Event) -> bool:
     """Train until all is done, has failed for good, or has been stopped; return whether it was saved and put aside."""
-    bell: Any = ray.remote(Bell).options(num_cpus=0, max_concurrency=4 * config.launch.nproc + 8).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    threads = 4 * config.launch.nproc + 8
+    bell: Any = ray.remote(Bell).options(num_cpus=0, max_concurrency=threads, scheduling_strategy=here).remote()
     training, log_file = _Training(_trainer(config, run, first_attempt, bell)), _Tail(run / "train.log")
     training.start()
     while training.is_alive() and not stop.is_set():
@@ -192,6 +196,7 @@ def work(job: dict[str, Any]) -> str | None:
     Returns when the run is done, put aside, or has failed for good; a sentence when it could not even begin. Raises
     what makes Ray Train start the group again.
     """
+    die_with_parent()  # Ray 2.60 lets a worker outlive its raylet by minutes, while another group is started
     run = Path(job["run"])
     if distributed.any_rank(not (run / "status.json").exists()):
         return f"not every node sees the run folder {run}: give a --run-dir on storage that all nodes share"
