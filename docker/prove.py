@@ -38,6 +38,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 IMAGE = "localhost/subspace:cpu"
 CONFIGURATION = """
+[containers]
+default_ulimits = []
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
@@ -45,12 +47,12 @@ events_logger = "file"
 [network]
 network_backend = "netavark"
 """
-# podman asks for more open files than a small machine allows, and without systemd it complains of health timers.
+# podman asks for more open files than a small machine allows.
 PODMAN = """#!/bin/sh
 export CONTAINERS_CONF={folder}/containers.conf
 verb=$1; shift
 case $verb in create|run) set -- --ulimit host "$@";; esac
-exec podman --root {folder}/storage --runroot {folder}/state --storage-driver overlay --log-level fatal "$verb" "$@"
+exec podman --root {folder}/storage --runroot {folder}/state --storage-driver overlay "$verb" "$@"
 """
 
 
