@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def test_the_good_configuration_passes(run: Run, config: Path) -> None:
         (("--nproc", "2", "--deterministic", "train.logical_shards=5"), ("train.logical_shards 5",)),
         (("--deterministic", "model.backbone.norm=batch"), ("norm",)),
         (("cluster=3",), ("cluster", "3")),
+        (("train.engine.name=deepsped",), ("deepsped", "deepspeed")),
+        (("train.engine.name=deepspeed", "train.engine.zero_stge=1"), ("train.engine.zero_stge", "zero_stage")),
+        (("train.engine.zero_stage=1",), ("train.engine.name", "missing")),
+        (("train.engine.name=ddp", "train.engine.zero_stage=1"), ("train.engine.zero_stage", "ddp")),
+        (("train.engine.name=deepspeed", "train.engine.zero_stage=5"), ("train.engine.zero_stage", "5")),
+        (("train.engine.name=deepspeed", "--deterministic"), ("deterministic", "train.engine.name ddp")),
+        (("train.engine.name=deepspeed", "train.average_weights=0.9"), ("train.average_weights", "ddp")),
+        (("train.precision=fp8",), ("train.precision", "fp16")),
     ],
 )
 def test_wrong_settings(run: Run, config: Path, words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
@@ -91,6 +100,14 @@ def test_wrong_settings(run: Run, config: Path, words: tuple[str, ...], parts: t
     assert code == 2, text
     one_line(text, *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_that_is_not_installed(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.build.find_spec", lambda name: None)
+    code, text = run("train", config, "--dry-run", "train.engine.name=deepspeed")
+    assert code == 2
+    one_line(text, "DeepSpeed is not installed", "pip install")
+    assert "deepspeed" not in sys.modules  # nor is it imported to find that out
 
 
 def test_absent_broken_and_empty_configuration(run: Run, tmp_path: Path) -> None:

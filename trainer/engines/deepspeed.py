@@ -103,7 +103,8 @@ class DeepSpeedEngine(Engine):
             self._empty()
 
     def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        vectors: Tensor = self._engine(images, keep)
+        with distributed.stage("fetch of the weights"):  # by stage 3
+            vectors: Tensor = self._engine(images, keep)
         return vectors
 
     def _send_back(self, gradient: Tensor) -> None:
@@ -172,7 +173,7 @@ class DeepSpeedEngine(Engine):
             self._collect(named, f"model/{name}", parameter)
             for entry in entries:
                 self._collect(named, f"optim/{name}/{entry}", parameter, entry)
-            named.update({f"optim/{name}/{entry}": value for entry, value in scalars.items()})
+            named.update({f"optim/{name}/{entry}": value.clone() for entry, value in scalars.items()})
         if self.scale is not None:
             named.update({f"scale/{name}": value for name, value in self.scale.tensors().items()})
         return named
@@ -220,6 +221,7 @@ def _library(timeout_s: float) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # for inference; took 167 s to compile
+    # What could be compiled. Asking runs a compiler, and on CPUs an operation for inference would follow (167 s).
+    deepspeed.ops.__compatible_ops__ = {}
     groups._WORLD_GROUP = distributed.another_group(timeout_s)  # its own would wait for half an hour
     return deepspeed

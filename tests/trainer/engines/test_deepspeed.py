@@ -7,14 +7,13 @@ per process, over the ranks: hence one call on three ranks and then one on two, 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (extra 'deepspeed')")
 
 from data_shards.errors import UserError
 from tests.ranks import run_on_ranks
@@ -28,6 +27,9 @@ from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
 from trainer.model import EmbeddingModel
 from trainer.optim import OPTIMISERS, parameter_groups, set_rates
+
+if find_spec("deepspeed") is None:
+    pytest.skip("DeepSpeed is not installed (extra 'deepspeed')", allow_module_level=True)
 
 Arrays = dict[str, np.ndarray]
 STAGES = (0, 1, 2, 3)
