@@ -226,11 +226,13 @@ def _failed(run: Path, rank: int, error: Exception) -> int:
     code = getattr(error, "exit_code", 70)
     final = code in FINAL_CODES
     log.error("%s", error if final or isinstance(error, UserError) else "".join(traceback.format_exception(error)))
+    if known_status(run).get("state") == "failed":
+        return 0 if final else 1  # another rank has said why, for good
     if final:
         status = write_status(run, state="failed", exit_code=code, reason=str(error))
         where = {name: status[name] for name in ("epoch", "step", "attempt")}
         append_event(run, "failed", **where, exit_code=code, reason=str(error))
-    elif rank == 0 and known_status(run).get("state") != "failed":  # otherwise another rank has said why, for good
+    elif rank == 0:
         write_status(run, reason=f"{type(error).__name__}: {error}", exit_code=code)
     return 0 if final else 1
 
