@@ -21,6 +21,7 @@ from tests.runs import (
     command,
     environment,
     events,
+    files_left,
     lines,
     status,
     steps,
@@ -53,12 +54,14 @@ def reference(digits: Path, runs: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture(scope="module")
 def cluster(reference: subprocess.Popen[bytes]) -> Iterator[RayCluster]:
+    files = files_left()
     cluster = RayCluster(num_nodes=2, cpus_per_node=3)
     try:
         yield cluster
     finally:
         cluster.close()
-    assert_nothing_left()
+    assert_nothing_left(files=False)
+    assert files_left() <= files
 
 
 @pytest.fixture(scope="module")
