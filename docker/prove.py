@@ -90,7 +90,9 @@ class Podman:
     def close(self) -> None:
         for words in (["rm", "-af"], ["volume", "rm", "-af"], ["pod", "rm", "-af"], ["network", "prune", "-f"]):
             self(*words, check=False)
-        self("rmi", "-af", check=False)
+        subprocess.run(
+            ["umount", str(self.folder / "storage/overlay")], capture_output=True
+        )  # podman binds it to itself
         shutil.rmtree(self.folder)
 
 
