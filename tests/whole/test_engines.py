@@ -20,9 +20,9 @@ CUT = ("train.engine.name=deepspeed", "train.engine.zero_stage=3", "train.engine
 
 
 def traces() -> set[Path]:
-    """Return what a library might leave behind outside the run folder."""
-    places = [Path("/dev/shm"), Path.home() / ".triton", Path.home() / ".cache" / "torch_extensions"]
-    return {path for place in places if place.exists() for path in place.rglob("*")}
+    """Return what DeepSpeed and what it may compile leave outside the run folder."""
+    places = [Path.home() / ".triton", Path.home() / ".cache" / "torch_extensions"]
+    return {path for place in places for path in place.rglob("*")} | set(Path("/dev/shm").glob("*deepspeed*"))
 
 
 def train(digits: Path, run: Path, *words: str, nproc: int = 2, code: int = 0) -> str:
