@@ -6,9 +6,11 @@ Authentication is the launcher's business: RAY_AUTH_MODE and the token are read 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,25 +68,40 @@ def ensure_ray(
         common["_node_ip_address"] = node_ip
     if address is not None:
         try:
-            ray.init(address=address, **common)
+            with _own_sigterm():
+                ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Ray at {address} cannot be joined ({reason}); check ray.address and the token.") from None
         return RaySession(ray.get_runtime_context().gcs_address, owned=True)
     folder = tempfile.mkdtemp(prefix="ray")  # short: socket paths below it are limited to 107 characters
     try:
-        ray.init(
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            object_store_memory=object_store_bytes,
-            include_dashboard=False,
-            _temp_dir=folder,
-            **common,
-        )
+        with _own_sigterm():
+            ray.init(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                object_store_memory=object_store_bytes,
+                include_dashboard=False,
+                _temp_dir=folder,
+                **common,
+            )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return RaySession(ray.get_runtime_context().gcs_address, owned=True, temp_dir=folder)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: ray.init replaces it by sys.exit, and a rank could no longer save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _read_authentication() -> None:

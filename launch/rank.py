@@ -23,7 +23,7 @@ from data_shards.errors import UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
-from launch import build, services
+from launch import build, services, torchrun
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder, append_event
 from launch.status import known_status, write_status
@@ -217,8 +217,11 @@ def _next_attempt(run: Path) -> int:
 def _failed_for_good(run: Path) -> bool:
     """Return whether an attempt since the launch failed for a reason that a restart cannot mend."""
     status = known_status(run)
-    first = int(os.environ.get("SUBSPACE_FIRST_ATTEMPT", "1"))
-    return status.get("state") == "failed" and int(status.get("attempt") or 0) >= first
+    if status.get("state") != "failed":
+        return False
+    if "SUBSPACE_FIRST_ATTEMPT" in os.environ:
+        return int(status["attempt"] or 0) >= int(os.environ["SUBSPACE_FIRST_ATTEMPT"])
+    return bool(status["time"] >= torchrun.agent_start())  # under somebody's agent: during its life
 
 
 def _failed(run: Path, rank: int, error: Exception) -> int:

@@ -50,6 +50,12 @@ def take(run: Path, config: RunConfig) -> bool:
     return used
 
 
+def taken_since(run: Path, moment: float) -> bool:
+    """Return whether the folder was taken at or after a moment (seconds since 1970)."""
+    path = run / "env.json"
+    return path.exists() and path.stat().st_mtime >= moment
+
+
 def _check_same(run: Path, config: RunConfig) -> None:
     stored = load_config(run / "config.yaml").model_dump(mode="json")
     given = config.model_dump(mode="json")

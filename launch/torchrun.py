@@ -12,6 +12,8 @@ import sys
 import uuid
 from pathlib import Path
 
+import psutil
+
 from data_shards.errors import UserError
 from launch.config import RunConfig
 from launch.status import read_status, write_status
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 def under_torchrun() -> bool:
     """Return whether an agent of torch.distributed.run started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def agent_start() -> float:
+    """Return when the agent that started this rank was started itself, in seconds since 1970."""
+    return float(psutil.Process(os.getppid()).create_time())
 
 
 def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, str]:

@@ -77,20 +77,36 @@ def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
 
 
 def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
-    """Be a rank of somebody else's agent: rank 0 takes the folder, the others wait for it at the first collective."""
-    from launch import run_folder
+    """Be a rank of somebody else's agent: rank 0 checks and takes the folder, and tells the others what came of it."""
     from launch.rank import main as run_rank
+    from trainer import distributed
 
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    leader = os.environ["RANK"] == "0"
-    if leader:
-        check(config, int(os.environ["WORLD_SIZE"]), build_shards=True)
-        run_folder.check(run, config, "auto" if restarted else options.resume)
-        run_folder.take(run, config)
+    distributed.initialise(config.launch.timeout_s)
+    leader = distributed.rank() == 0
+    refusal = _refusal(config, run, options, distributed.world_size()) if leader else None
+    code = distributed.broadcast_json(refusal.exit_code if refusal is not None else 0)
+    if code:
+        distributed.shut_down()
+        if refusal is not None:
+            raise refusal
+        return int(code)
     code = run_rank(run, options.stop_after_step, config)
     if leader and _state(run) == "completed":
         _conclude(run)
-    return code
+    return int(code)
+
+
+def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: int) -> UserError | None:
+    """Take the run folder, or return why not."""
+    from launch import run_folder
+
+    try:
+        check(config, world_size, build_shards=True)
+        run_folder.check(run, config, "auto" if run_folder.taken_since(run, torchrun.agent_start()) else options.resume)
+        run_folder.take(run, config)
+    except UserError as error:
+        return error
+    return None
 
 
 def check(config: RunConfig, world_size: int, build_shards: bool) -> None:

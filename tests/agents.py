@@ -19,6 +19,11 @@ class Machine:
     address: str
 
 
+def agent_environment() -> dict[str, str]:
+    """Return what docs/launch.md asks people to set: without it a restarted rank may wait for those before it."""
+    return {**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,10 +39,24 @@ def agent(machine: Machine, endpoint: str, nnodes: str, run: Path, *words: str |
     options += ["--rdzv-conf", f"is_host={endpoint.startswith(machine.address + ':')}", "--log-dir", f"{run}-agents"]
     return subprocess.Popen(
         [*machine.prefix, sys.executable, "-m", "torch.distributed.run", *options, *command],
-        env={**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        env=agent_environment(),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+    )
+
+
+def standalone(nproc: int, run: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run torchrun on one machine to its end."""
+    options = ["--standalone", "--nproc-per-node", str(nproc), "--max-restarts", "1", "--log-dir", f"{run}-agents"]
+    command = ["-m", "launch", "train", *map(str, words), "--run-dir", str(run)]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=agent_environment(),
+        cwd=ROOT,
     )

@@ -12,15 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import ROOT, disturbed, environment, events, steps, subspace, wait_until
+from tests.agents import standalone
+from tests.runs import ROOT, assert_nothing_left, disturbed, environment, events, status, steps, subspace, wait_until
 
 pytestmark = pytest.mark.slow
 GROWTH = ROOT / "configs" / "smoke" / "growth.yaml"
 FIXED = ROOT / "configs" / "smoke" / "fixed.yaml"
-
-
-def status(run: Path) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -86,38 +83,38 @@ def test_completed_run_is_not_trained_again(finished: Path, digits: Path) -> Non
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def ray_processes() -> set[int]:
-    names = ("raylet", "gcs_server")
-    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)}
-
-
 def test_under_somebody_elses_torchrun_with_ray(digits: Path, tmp_path: Path) -> None:
-    run, before = tmp_path / "run", ray_processes()
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "launch",
-        "train",
-        str(GROWTH),
-    ]
-    done = subprocess.run(
-        [sys.executable, *words, f"data.shards={digits}", "--run-dir", str(run)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment(),
-        cwd=ROOT,
-    )
+    run = tmp_path / "run"
+    done = standalone(2, run, GROWTH, f"data.shards={digits}")
     assert done.returncode == 0, done.stderr
     assert status(run)["state"] == "completed"
     assert status(run)["world_size"] == 2
     assert len(events(run, "growth")) == 1
     assert (run / "report.html").exists()
-    assert ray_processes() <= before  # nothing is left running
+    assert_nothing_left()
+
+
+def test_torchrun_is_told_by_every_rank_that_a_folder_is_refused(finished: Path, digits: Path) -> None:
+    before = (finished / "status.json").read_bytes()
+    done = standalone(2, finished, FIXED, f"data.shards={digits}")
+    assert done.returncode == 1  # torchrun knows no other failure
+    assert done.stderr.count("is already used: choose another --run-dir") == 2  # once per attempt, by rank 0 alone
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+    assert (finished / "status.json").read_bytes() == before
+
+
+def test_what_failed_for_good_is_tried_again_by_the_next_agent_only(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for attempt in (1, 2):
+        words = (FIXED, f"data.shards={digits}", "optim.lr=1e30", "--resume", "auto")
+        done = standalone(2, run, *words)
+        assert status(run)["state"] == "failed", done.stderr
+        assert (status(run)["exit_code"], status(run)["attempt"]) == (4, attempt)
+
+
+def ray_servers() -> set[int]:
+    names = ("raylet", "gcs_server")
+    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)}
 
 
 SOMEBODYS_RAY = """
@@ -142,21 +139,23 @@ def test_joins_the_ray_it_is_told_and_leaves_it_running(digits: Path, tmp_path: 
     assert theirs.stdout is not None
     try:
         address = next(line.split()[1] for line in theirs.stdout if line.startswith("address"))
-        before = ray_processes()
+        before = ray_servers()
         words = ("train", GROWTH, f"data.shards={digits}", "--run-dir", run, f"ray.address={address}")
         done = subspace(*words, variables=token)
         assert done.returncode == 0, done.stderr
         assert len(events(run, "recluster")) == 1
         assert theirs.poll() is None
-        assert ray_processes() == before  # no Ray of our own, and theirs is still there
+        assert ray_servers() == before  # no Ray of our own, and theirs is still there
         assert token["RAY_AUTH_TOKEN"] not in "".join(path.read_text() for path in run.glob("*.*") if path.is_file())
     finally:
         theirs.communicate("done\n", timeout=60)
 
 
-def test_sigterm_saves_and_the_run_goes_on(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["local", "ray"])  # Ray sets a SIGTERM handler of its own
+def test_sigterm_saves_and_the_run_goes_on(digits: Path, tmp_path: Path, backend: str) -> None:
     run = tmp_path / "run"
     words: list[str | Path] = ["train", FIXED, f"data.shards={digits}", "--run-dir", run, "train.epochs=40"]
+    words += [f"cluster.backend={backend}", "launch.nproc=1"]
 
     def ask(process: psutil.Process) -> None:
         wait_until(lambda: len(steps(run)) >= 3, "the first steps")
