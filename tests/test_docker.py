@@ -189,7 +189,7 @@ def test_shape_of_the_cluster() -> None:
     assert set(SERVICES) == {"ray-head", "ray-worker", "trainer"}
     assert SERVICES["ray-worker"]["deploy"]["replicas"] == 2
     for service in SERVICES.values():
-        assert {"runs:/work/runs", "shards:/work/shards"} <= set(service["volumes"])
+        assert {"runs:/subspace/runs", "shards:/subspace/shards"} <= set(service["volumes"])
 
 
 def test_training_command_is_a_valid_configuration() -> None:
