@@ -138,7 +138,7 @@ def files_left() -> set[str]:
     return {str(path) for path in Path(_OWN["TMPDIR"]).iterdir() if "inductor" not in path.name}
 
 
-def assert_nothing_left(files: bool = True) -> None:
+def assert_nothing_left() -> None:
     """Wait a little for processes that are about to end, then see that nothing of this session's runs is there."""
     wait_until(lambda: not processes_left(), f"the end of {sorted(processes_left())}", timeout_s=30)
-    assert not (files and files_left())
+    assert not files_left()
