@@ -12,7 +12,7 @@ import pytest
 from tests.agents import Machine, agent, free_port
 from tests.runs import ROOT, assert_nothing_left, content_hash, events, files_left, status, steps, subspace, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.site]
 CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
 WORDS = ("deterministic=true", "train.epochs=4", "checkpoint.every_steps=3")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import ROOT, events, steps, subspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.site]
 if find_spec("deepspeed") is None:
     pytest.skip("DeepSpeed is not installed (extra 'deepspeed')", allow_module_level=True)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.agents import Machine, agent, free_port
 from tests.runs import ROOT, assert_nothing_left, events, status, steps, subspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.site]
 CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
 RATE = "optim.lr=3e-4"  # float differences grow with the rate
 

@@ -29,7 +29,7 @@ from tests.runs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.site, pytest.mark.timeout(900)]
 CONFIG = "configs/smoke/growth.yaml"
 # One k-means actor is enough here; losses are compared at a rate at which float differences do not grow.
 SAME = ("optim.lr=3e-4", "train.steps_per_epoch=40", "cluster.num_shards=1", "cluster.num_cpus=0.5")

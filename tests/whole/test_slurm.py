@@ -23,6 +23,7 @@ from tests.slurm_site import Site
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.site,
     pytest.mark.skipif(bool(slurm_site.missing()), reason=f"no Slurm here: {', '.join(slurm_site.missing())} missing"),
 ]
 CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
