@@ -21,7 +21,6 @@ from tests.runs import (
     command,
     environment,
     events,
-    files_left,
     lines,
     status,
     steps,
@@ -54,14 +53,12 @@ def reference(digits: Path, runs: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture(scope="module")
 def cluster(reference: subprocess.Popen[bytes]) -> Iterator[RayCluster]:
-    files = files_left()
     cluster = RayCluster(num_nodes=2, cpus_per_node=3)
     try:
         yield cluster
     finally:
         cluster.close()
-    assert_nothing_left(files=False)
-    assert files_left() <= files
+    assert_nothing_left()
 
 
 @pytest.fixture(scope="module")
