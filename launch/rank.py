@@ -201,7 +201,7 @@ def set_up_logging(run: Path, rank: int) -> None:
     logging.basicConfig(
         level=logging.INFO, handlers=handlers, force=True, datefmt="%H:%M:%S", format="%(asctime)s %(message)s"
     )
-    for noisy in ("torch", "ray", "matplotlib", "numba"):
+    for noisy in ("torch", "ray", "matplotlib", "numba", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
