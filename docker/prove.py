@@ -127,7 +127,9 @@ def prove_image(podman: Podman) -> None:
     assert settings["Entrypoint"] == ["subspace"] and settings["User"] == "10001:10001", settings
     assert "train" in podman("run", "--rm", IMAGE)
     assert podman("run", "--rm", "--entrypoint", "id", IMAGE, "-u") == "10001"
-    assert not podman("run", "--rm", "--entrypoint", "find", IMAGE, "/home/subspace/.ray", "/subspace/runs", "-type", "f")
+    assert not podman(
+        "run", "--rm", "--entrypoint", "find", IMAGE, "/home/subspace/.ray", "/subspace/runs", "-type", "f"
+    )
     say("the entrypoint answers, as user 10001")
 
     words = ["train", "configs/smoke/fixed.yaml", "--run-dir", "runs/smoke", "train.steps_per_epoch=200"]
