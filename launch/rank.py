@@ -247,6 +247,6 @@ def ask_to_stop() -> None:
 
 
 def _listen() -> None:
-    """Take TERM, USR1 and USR2 as a wish to save and stop."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    """Take INT, TERM, USR1 and USR2 as a wish to save and stop."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: ask_to_stop())

@@ -151,15 +151,16 @@ def test_joins_the_ray_it_is_told_and_leaves_it_running(digits: Path, tmp_path: 
         theirs.communicate("done\n", timeout=60)
 
 
-@pytest.mark.parametrize("backend", ["local", "ray"])  # Ray sets a SIGTERM handler of its own
-def test_sigterm_saves_and_the_run_goes_on(digits: Path, tmp_path: Path, backend: str) -> None:
+# Ray sets a SIGTERM handler of its own.
+@pytest.mark.parametrize(("backend", "number"), [("local", signal.SIGINT), ("ray", signal.SIGTERM)])
+def test_signal_saves_and_the_run_goes_on(digits: Path, tmp_path: Path, backend: str, number: signal.Signals) -> None:
     run = tmp_path / "run"
     words: list[str | Path] = ["train", FIXED, f"data.shards={digits}", "--run-dir", run, "train.epochs=40"]
     words += [f"cluster.backend={backend}", "launch.nproc=1"]
 
     def ask(process: psutil.Process) -> None:
         wait_until(lambda: len(steps(run)) >= 3, "the first steps")
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
 
     assert disturbed(words, ask) == 75
     assert status(run)["state"] == "preempted"

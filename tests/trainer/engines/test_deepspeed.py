@@ -31,6 +31,8 @@ from trainer.optim import OPTIMISERS, parameter_groups, set_rates
 if find_spec("deepspeed") is None:
     pytest.skip("DeepSpeed is not installed (extra 'deepspeed')", allow_module_level=True)
 
+pytestmark = pytest.mark.site
+
 Arrays = dict[str, np.ndarray]
 STAGES = (0, 1, 2, 3)
 ROWS = 12
