@@ -13,9 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from data_shards.build import build
 from launch import run_folder
-from launch.cli import main
 from tests.runs import ROOT
 from trainer.backbones.resnet import ResNet
 
@@ -23,33 +21,17 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Return a function that runs the command line in this process: (exit code, what stderr says)."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        text = capsys.readouterr().err
-        assert "Traceback" not in text
-        return int(left.value.code or 0), text
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return digits at 16 pixels; only read."""
-    folder = tmp_path_factory.mktemp("bad") / "digits"
-    build("digits", folder, size=16)
-    return folder
+    return lambda *words: cli(*words)[::2]
 
 
 @pytest.fixture
-def config(shards: Path, tmp_path: Path) -> Path:
+def config(digits: Path, tmp_path: Path) -> Path:
     """Return a configuration that works."""
     tree = yaml.safe_load((ROOT / "configs" / "smoke" / "fixed.yaml").read_text())
-    tree["data"].update(shards=str(shards), build=None)
+    tree["data"].update(shards=str(digits), build=None)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -159,9 +141,9 @@ def test_full_disk_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_corrupted_shard_is_exit_code_3_and_named(run: Run, config: Path, shards: Path, tmp_path: Path) -> None:
+def test_corrupted_shard_is_exit_code_3_and_named(run: Run, config: Path, digits: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(shards, copy)
+    shutil.copytree(digits, copy)
     victim = copy / "train-00000.arrow"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 4
@@ -171,7 +153,7 @@ def test_corrupted_shard_is_exit_code_3_and_named(run: Run, config: Path, shards
     one_line(text, "train-00000.arrow")
     code, _ = run("shards", "verify", copy)
     assert code == 3
-    assert run("shards", "verify", shards)[0] == 0
+    assert run("shards", "verify", digits)[0] == 0
 
 
 def table(folder: Path, text: str) -> Path:
@@ -202,7 +184,7 @@ def test_one_class_and_empty_split(run: Run, config: Path, tmp_path: Path) -> No
     one_line(text, "'train'", "validation, test")
 
 
-def test_wrong_tables_and_sources(run: Run, tmp_path: Path, shards: Path) -> None:
+def test_wrong_tables_and_sources(run: Run, tmp_path: Path, digits: Path) -> None:
     labels = table(tmp_path / "t", "file,label\n0.png,a\n")
     code, text = run("shards", "build", f"table:{labels}", tmp_path / "out")
     assert code == 2
@@ -217,7 +199,7 @@ def test_wrong_tables_and_sources(run: Run, tmp_path: Path, shards: Path) -> Non
     one_line(text, "p7")
     assert not (tmp_path / "out").exists()
     wrong = (("tabel:x.csv", tmp_path / "out", "table"), ("folder:nowhere", tmp_path / "out", "nowhere"))
-    for source, dest, part in (*wrong, ("digits", shards, "exists")):
+    for source, dest, part in (*wrong, ("digits", digits, "exists")):
         code, text = run("shards", "build", source, dest)
         assert code == 2
         one_line(text, part)

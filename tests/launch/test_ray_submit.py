@@ -8,12 +8,12 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from launch import ray_submit
-from launch.cli import main
 from launch.config import RunConfig, load_config
 from launch.ray_room import NoRoom, asked, check_room
 from tests.runs import ROOT
@@ -33,17 +33,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def submit(capsys: pytest.CaptureFixture[str]) -> Submit:
+def submit(cli: Submit) -> Submit:
     """Return a function that runs `submit ray` with more words: exit code, output, error."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["submit", "ray", *map(str, words)])
-        done = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, done.out, done.err
-
-    return run
+    return partial(cli, "submit", "ray")
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.build import build
-from launch.cli import main
 from launch.config import load_config
 from launch.run_folder import take
 from launch.status import write_status
@@ -27,22 +25,13 @@ Submit = Callable[..., tuple[object, str, str]]
 SECOND = re.compile(r"\n(?=.)", re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "digits16"
-    build("digits", folder, size=16)
-    return folder
-
-
 @pytest.fixture
-def submit(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Submit:
+def submit(digits: Path, tmp_path: Path, cli: Submit, monkeypatch: pytest.MonkeyPatch) -> Submit:
     """Return a function that runs `submit slurm` with more words: exit code, output, error."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str, nodes: int = 2) -> tuple[object, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["submit", "slurm", str(CONFIG), f"data.shards={digits}", "--nodes", str(nodes), *words])
-        return end.value.code, *capsys.readouterr()
+        return cli("submit", "slurm", CONFIG, f"data.shards={digits}", "--nodes", nodes, *words)
 
     return run
 
