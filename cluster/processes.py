@@ -18,10 +18,17 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
+def below(process: psutil.Process) -> list[psutil.Process]:
+    """Return all processes below this one; none when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return list(process.children(recursive=True))
+    return []
+
+
 def descendants(name: str) -> list[psutil.Process]:
     """Return the children of this process that are called `name`, and all below them."""
     roots = [child for child in psutil.Process().children() if child.name() == name]
-    return roots + [child for root in roots for child in root.children(recursive=True)]
+    return roots + [process for root in roots for process in below(root)]
 
 
 def end(processes: Sequence[psutil.Process], patience_s: float = 3.0) -> None:

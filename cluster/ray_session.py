@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import psutil
 import ray
 
 from cluster.errors import ClusterTimeout
-from cluster.processes import descendants, die_with_parent, end
+from cluster.processes import below, descendants, die_with_parent, end
 from data_shards.errors import UserError
 
 
@@ -136,9 +136,10 @@ def raylet(address: str, node_ip: str | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        below = process.children(recursive=True)
-        process.terminate()
-        end([process, *below], patience_s=10.0)
+        processes = [process, *below(process)]
+        with suppress(psutil.NoSuchProcess):  # it has seen the head go
+            process.terminate()
+        end(processes, patience_s=10.0)
         shutil.rmtree(folder, ignore_errors=True)
 
 
