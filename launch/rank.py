@@ -26,7 +26,7 @@ from data_shards.reader import SplitReader
 from launch import build, services, torchrun
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder, append_event
-from launch.status import known_status, write_status
+from launch.status import known_status, next_attempt, write_status
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
 from trainer.export import export
@@ -209,7 +209,7 @@ def _next_attempt(run: Path) -> int:
     """Return the number of this incarnation, the same on every rank."""
     attempt = 0
     if distributed.rank() == 0:
-        attempt = int(known_status(run).get("attempt") or 0) + 1
+        attempt = next_attempt(run)
         write_status(run, state="running", attempt=attempt, world_size=distributed.world_size())
     return int(distributed.broadcast_json(attempt))
 
@@ -217,11 +217,8 @@ def _next_attempt(run: Path) -> int:
 def _failed_for_good(run: Path) -> bool:
     """Return whether an attempt since the launch failed for a reason that a restart cannot mend."""
     status = known_status(run)
-    if status.get("state") != "failed":
-        return False
-    if "SUBSPACE_FIRST_ATTEMPT" in os.environ:
-        return int(status["attempt"] or 0) >= int(os.environ["SUBSPACE_FIRST_ATTEMPT"])
-    return bool(status["time"] >= torchrun.agent_start())  # under somebody's agent: during its life
+    first = int(os.environ.get(torchrun.FIRST_ATTEMPT, "1"))
+    return status.get("state") == "failed" and int(status["attempt"] or 0) >= first
 
 
 def _failed(run: Path, rank: int, error: Exception) -> int:

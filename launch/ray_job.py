@@ -33,7 +33,7 @@ from launch.config import RunConfig
 from launch.ray_bell import Bell
 from launch.ray_room import NoRoom, asked, check_room, worker_resources
 from launch.ray_submit import CONFIG, packed, unpacked
-from launch.status import known_status, write_status
+from launch.status import known_status, next_attempt, write_status
 from trainer import distributed
 
 ray_train: Any = ray.train  # type checkers see the interface before version 2 only
@@ -71,7 +71,7 @@ def _carry_through(config: RunConfig, run: Path) -> None:
 
 
 def _train(config: RunConfig, run: Path, stop: threading.Event) -> None:
-    first_attempt = int(known_status(run).get("attempt") or 0) + 1
+    first_attempt = next_attempt(run)
     write_status(run, state="running")
     try:
         with services.started(config, run, config.launch.nproc):
@@ -183,7 +183,6 @@ def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> Any
 def worker_environment(config: RunConfig, first_attempt: int) -> dict[str, str]:
     """Return the variables that a worker must have before torch is imported, and the address of the run's actors."""
     variables = torchrun.environment(config, config.launch.nproc, first_attempt)
-    variables.pop("GLOO_SOCKET_IFNAME", None)  # that of one node alone
     return {**variables, **{name: os.environ[name] for name in (services.ADDRESS,) if name in os.environ}}
 
 

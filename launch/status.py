@@ -52,6 +52,11 @@ def known_status(run: Path | str) -> dict[str, Any]:
     return read_status(run) if (Path(run) / "status.json").exists() else {}
 
 
+def next_attempt(run: Path | str) -> int:
+    """Return the number of the incarnation that comes next, 1 for a new run."""
+    return int(known_status(run).get("attempt") or 0) + 1
+
+
 def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     """Update RUN/status.json with `fields` atomically and return the whole.
 

@@ -16,9 +16,10 @@ import psutil
 
 from data_shards.errors import UserError
 from launch.config import RunConfig
-from launch.status import read_status, write_status
+from launch.status import known_status, next_attempt, read_status, write_status
 
 log = logging.getLogger(__name__)
+FIRST_ATTEMPT = "SUBSPACE_FIRST_ATTEMPT"  # of this launch: what failed for good since then is not tried again
 
 
 def under_torchrun() -> bool:
@@ -31,6 +32,13 @@ def agent_start() -> float:
     return float(psutil.Process(os.getppid()).create_time())
 
 
+def first_attempt(run: Path) -> int:
+    """Return the first attempt that the agent of this rank has made, or makes now."""
+    status = known_status(run)
+    since = bool(status) and status["time"] >= agent_start()
+    return next_attempt(run) - (1 if since else 0)
+
+
 def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, str]:
     """Return the variables of agent and ranks: threads shared out, no busy waiting, one store per restart."""
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // nproc)
@@ -39,8 +47,7 @@ def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, 
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": "1" if config.deterministic else str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-        "SUBSPACE_FIRST_ATTEMPT": str(first_attempt),
+        FIRST_ATTEMPT: str(first_attempt),
         **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.deterministic else {}),
     }
 
@@ -60,6 +67,7 @@ def start_ranks(config: RunConfig, run: Path, nproc: int, stop_after_step: int |
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
         max_restarts=config.launch.max_restarts,
         monitor_interval=0.1,
         shutdown_timeout=240,

@@ -12,7 +12,7 @@ from typing import Any
 from data_shards.errors import UserError
 from launch import torchrun
 from launch.config import Resume, RunConfig, dump_config, load_config
-from launch.status import known_status, write_status
+from launch.status import known_status, next_attempt, write_status
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
         print(dump_config(config), end="")
         return 0
     run = options.run_dir or Path("runs") / config.name
-    if torchrun.under_torchrun():
-        return _under_torchrun(config, run, options)
     if options.dry_run:
         check(config, config.launch.nproc, build_shards=False)
         return 0
+    if torchrun.under_torchrun():
+        return _under_torchrun(config, run, options)
     return run_to_end(config, run, options.resume, lambda: _launch(config, run, options))
 
 
@@ -69,9 +69,8 @@ def run_to_end(config: RunConfig, run: Path, resume: Resume, launch: Callable[[]
 def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
     from launch import services
 
-    first_attempt = int(known_status(run).get("attempt") or 0) + 1
+    os.environ.update(torchrun.environment(config, config.launch.nproc, next_attempt(run)))
     write_status(run, state="running")
-    os.environ.update(torchrun.environment(config, config.launch.nproc, first_attempt))
     with services.started(config, run, config.launch.nproc):
         torchrun.start_ranks(config, run, config.launch.nproc, options.stop_after_step)
 
@@ -81,10 +80,13 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     from launch.rank import main as run_rank
     from trainer import distributed
 
-    distributed.initialise(config.launch.timeout_s)
+    with distributed.stage("start-up"):
+        distributed.initialise(config.launch.timeout_s)
     leader = distributed.rank() == 0
     refusal = _refusal(config, run, options, distributed.world_size()) if leader else None
-    code = distributed.broadcast_json(refusal.exit_code if refusal is not None else 0)
+    first_attempt = torchrun.first_attempt(run) if leader else 0
+    code, first_attempt = distributed.broadcast_json([refusal.exit_code if refusal else 0, first_attempt])
+    os.environ[torchrun.FIRST_ATTEMPT] = str(first_attempt)
     if code:
         distributed.shut_down()
         if refusal is not None:

@@ -213,3 +213,11 @@ def test_no_run_there(run: Run, tmp_path: Path) -> None:
     code, text = run("checkpoint", "hash", tmp_path / "nothing")
     assert code == 2
     one_line(text, "nothing")
+
+
+def test_dry_run_under_torchrun_starts_nothing(
+    run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "somebody's")
+    assert run("train", config, "--dry-run", "--run-dir", tmp_path / "run")[0] == 0
+    assert not (tmp_path / "run").exists()
