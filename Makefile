@@ -1,13 +1,14 @@
 # make demo   set everything up and train on real digits (runs/demo, report.html)
 # make test   set everything up and run the tests, but for those that start a cluster of their own
-# make check  everything a reviewer would run: lint, types, import contracts, all tests
+# make check  everything a reviewer would run: lint, types, import contracts, all tests but the long fault tests
+# make faults the whole fault matrix (long), and docs/faults.md from what it measured
 # Needs Python 3.10 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # Processes share cores: busy waiting of idle threads costs a factor of three and more.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: venv demo test check lint clean
+.PHONY: venv demo test check faults lint clean
 
 venv: .venv/.installed
 
@@ -21,7 +22,7 @@ demo: venv
 	$(BIN)/subspace train configs/demo.yaml --run-dir runs/demo --resume auto
 
 test: venv
-	$(BIN)/python -m pytest -m "not site"
+	$(BIN)/python -m pytest -m "not site and not matrix"
 
 lint: venv
 	$(BIN)/ruff check .
@@ -30,7 +31,12 @@ lint: venv
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not matrix"
+
+faults: venv
+	rm -f docs/faults.jsonl
+	SUBSPACE_FAULTS=docs/faults.jsonl $(BIN)/python -m pytest tests/faults; code=$$?; \
+	$(BIN)/python -m tests.faults.report docs/faults.jsonl docs/faults.md && exit $$code
 
 clean:
 	rm -rf .venv runs shards .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
