@@ -25,7 +25,8 @@ def _canonical(event: Event) -> str:
     return json.dumps(event, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _line(number: int, event: Event) -> bytes:
+def encode(number: int, event: Event) -> bytes:
+    """Return record `number` (counted from 0) as the line that stands in the file."""
     body = _canonical(event)
     return f'{{"seq":{number},"crc32":{_checksum(number, body)},"event":{body}}}\n'.encode()
 
@@ -34,8 +35,8 @@ def _checksum(number: int, body: str) -> int:
     return zlib.crc32(f"{number} {body}".encode())
 
 
-def _parse(line: bytes, number: int) -> Event | None:
-    """Return the event of record `number`, None when the line is not it."""
+def decode(line: bytes, number: int) -> Event | None:
+    """Return the event of record `number`, None when the line (with or without its end) is not it."""
     try:
         record = json.loads(line)
         event = record["event"]
@@ -83,14 +84,14 @@ class Journal:
         position = 0
         while position < len(content):
             end = content.find(b"\n", position)
-            event = _parse(content[position : len(content) if end < 0 else end], len(events))
+            event = decode(content[position : len(content) if end < 0 else end], len(events))
             if end < 0:
                 # Torn while being written, hence never acknowledged; a record that lacks only its end of line is
                 # written again in full.
                 os.ftruncate(self._file, position)
                 os.fsync(self._file)
                 if event is not None:
-                    self._write(_line(len(events), event))
+                    self._write(encode(len(events), event))
                     events.append(event)
                 return events
             if event is None:
@@ -104,7 +105,7 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Write one record and return once it is on disk."""
-        self._write(_line(len(self.events), event))
+        self._write(encode(len(self.events), event))
         self.events.append(json.loads(_canonical(event)))
 
     def _write(self, line: bytes) -> None:
