@@ -1,10 +1,16 @@
-"""Files that survive a power cut: written beside their place, synchronised, renamed. The one mechanism for it."""
+"""Files that survive a power cut: written beside their place, synchronised, renamed. The one mechanism for it.
+
+And the one way to open what somebody else may have put there.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync(path: Path) -> None:
@@ -41,3 +47,30 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def open_plain(path: Path, max_bytes: int, *, follow: bool = False) -> BinaryIO:
+    """Open a file from outside for reading, once it is known to be a plain one that is not absurdly large.
+
+    Never waits: a pipe or a device is refused, not read. `follow` lets the last part of the path be a link.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is none of ours; `strerror` says which, for a sentence.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError:
+        raise OSError(errno.EINVAL, "its name holds a null byte") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.EINVAL, "it is a link, not a plain file") from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a plain file")
+    if status.st_size > max_bytes:
+        os.close(descriptor)
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and {max_bytes:,} are the most that make sense")
+    return os.fdopen(descriptor, "rb")

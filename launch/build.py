@@ -45,6 +45,7 @@ from trainer.optim import OPTIMISERS, parameter_groups
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
+from trainer.tensor_file import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -198,14 +199,9 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     if not isinstance(backbone, ResNet):
         raise UserError(f"model.weights: {type(backbone).__name__} takes no weights file; only 'random'")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise a dozen types for a damaged or foreign file
-        raise UserError(f"model.weights: {path} holds no readable weights ({type(error).__name__})") from None
+        state = read_weights(path)
+    except UserError as error:
+        raise UserError(f"model.weights: {error}") from None
     backbone.load_torchvision(state)
     log.info("weights %s sha256 %s", path, sha256_of(path))
 

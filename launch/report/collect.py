@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from safetensors.numpy import load_file
 
 from data_shards.errors import DataIntegrityError, UserError
 from launch.status import read_status
+from trainer.tensor_file import read_tensors
 
 Record = dict[str, Any]
 SPLITS = ("test", "validation")  # in the order of preference for pictures: test is what a paper reports
@@ -152,18 +152,34 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
 def _arrays(path: Path) -> Arrays | None:
     if not path.exists():
         return None
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     missing = {"sample_ids", "labels", "vectors", "neighbours", "neighbour_distances"} - set(tensors)
     if missing:
         raise DataIntegrityError(f"{path} lacks {sorted(missing)[0]}; run `subspace evaluate` again")
     maps = tensors.get("maps")
-    return Arrays(
-        sample_ids=tensors["sample_ids"],
-        labels=tensors["labels"].astype(np.int64),
-        vectors=tensors["vectors"].astype(np.float32),
-        neighbours=tensors["neighbours"],
-        distances=tensors["neighbour_distances"].astype(np.float32),
-        maps=None if maps is None else maps.astype(np.float32),
+    arrays = Arrays(
+        sample_ids=tensors["sample_ids"].long().numpy(),
+        labels=tensors["labels"].long().numpy(),
+        vectors=tensors["vectors"].float().numpy(),
+        neighbours=tensors["neighbours"].long().numpy(),
+        distances=tensors["neighbour_distances"].float().numpy(),
+        maps=None if maps is None else maps.float().numpy(),
+    )
+    if not _agree(arrays):
+        raise DataIntegrityError(f"{path} holds arrays that do not fit together; run `subspace evaluate` again")
+    return arrays
+
+
+def _agree(arrays: Arrays) -> bool:
+    """Return whether all arrays are about the same images, and neighbours are among them."""
+    count, near = len(arrays.vectors), arrays.neighbours
+    return (
+        arrays.sample_ids.shape == arrays.labels.shape == (count,)
+        and arrays.vectors.ndim == near.ndim == 2
+        and near.shape == arrays.distances.shape
+        and len(near) == count
+        and bool(((near >= -1) & (near < count)).all())
+        and (arrays.maps is None or (arrays.maps.ndim == 3 and len(arrays.maps) == count))
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
-from data_shards.files import sha256_of, sync, write_text
+from data_shards.files import open_plain, sha256_of, sync, write_text
 
 
 def test_write_text_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -37,3 +38,19 @@ def test_sha256_is_that_of_hashlib(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     sync(tmp_path / "x")
     assert sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_open_plain_never_waits_and_follows_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    with open_plain(tmp_path / "file", 5) as file:
+        assert file.read() == b"12345"
+    with open_plain(tmp_path / "link", 5, follow=True) as file:
+        assert file.read() == b"12345"
+    refused = {"file": "most that make sense", "link": "link", "pipe": "plain", ".": "plain", "/dev/zero": "plain",
+               "a\0b": "null byte", "absent": "No such file"}  # fmt: skip
+    for name, reason in refused.items():
+        with pytest.raises(OSError) as refusal:
+            open_plain(tmp_path / name, 4)
+        assert reason in str(refusal.value.strerror)
