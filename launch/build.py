@@ -336,5 +336,6 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,
         on_nonfinite=config.train.on_nonfinite,
+        cluster_timeout_s=config.cluster.timeout_s,
         stop_after_step=stop_after_step,
     )

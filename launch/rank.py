@@ -27,7 +27,7 @@ from launch import build, services, torchrun
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder, append_event
 from launch.status import known_status, next_attempt, write_status
-from trainer import distributed, evaluate
+from trainer import distributed, evaluate, watchdog
 from trainer.checkpoint import CheckpointStore
 from trainer.export import export
 from trainer.loop import Loop
@@ -37,6 +37,7 @@ from trainer.subspaces.partition import SubspacePartition
 
 log = logging.getLogger(__name__)
 FINAL_CODES = (2, 3, 4, 6)  # what a restart cannot mend: configuration, data, numbers, a run that is taken
+MAX_CLOCK_DIFFERENCE_S = 5.0
 _stop = False
 
 
@@ -57,32 +58,51 @@ def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> in
     set_up_logging(run, rank)
     if _failed_for_good(run):
         return 0
+    watchdog.arm(run / "logs", rank, 0, config.launch.timeout_s)
     try:
         return _train(config, run, stop_after_step)
     except Exception as error:
         return _failed(run, rank, error)
     finally:
         distributed.shut_down()
+        watchdog.disarm()
 
 
 def _train(config: RunConfig, run: Path, stop_after_step: int | None) -> int:
     with distributed.stage("start-up"):
         distributed.initialise(config.launch.timeout_s)
     build.check_world_size(config, distributed.world_size())
+    _compare_clocks()
     attempt = _next_attempt(run)
+    watchdog.arm(run / "logs", distributed.rank(), attempt, config.launch.timeout_s)
     with ExitStack() as ends:
-        client = services.connect(config, run, attempt, ends)
+        with distributed.stage("connection to the cluster", at_most_s=config.cluster.timeout_s):
+            client = services.connect(config, run, attempt, ends)
         ends.callback(client.close)
         loop, recorder = _loop(config, run, attempt, client, stop_after_step)
         ends.callback(recorder.close)
         outcome = loop.run()
         if outcome == "completed":
-            finish(config, run, loop)
+            with distributed.stage("final scores"):
+                finish(config, run, loop)
         recorder.event(outcome, loop.state)
         recorder.status(outcome, loop.state, exit_code=0 if outcome == "completed" else 75)
         with distributed.stage("end of the run"):
             distributed.barrier()
     return 0
+
+
+def _compare_clocks() -> None:
+    """Warn when the machines disagree about the time: torchrun takes one whose clock is late for dead."""
+    differences = distributed.clock_differences()
+    furthest = max(range(len(differences)), key=lambda rank: abs(differences[rank]))
+    if distributed.rank() == 0 and abs(differences[furthest]) > MAX_CLOCK_DIFFERENCE_S:
+        log.warning(
+            "the clock of rank %d's machine is %+.1f s off that of rank 0's; set both by NTP: "
+            "torchrun cannot start or restart across clocks that differ by 15 s",
+            furthest,
+            differences[furthest],
+        )
 
 
 def _loop(
@@ -139,6 +159,7 @@ def finish(config: RunConfig, run: Path, loop: Loop) -> None:
         splits = [split for split in (validation, test) if split is not None]
         found = {split.name: evaluate_split(config, run, network, partition, split) for split in splits}
         if distributed.rank() == 0:
+            distributed.pat()
             facts = export_facts(config, folder.manifest, best.state["best"]["epoch"])
             export(run / "exported", network, partition, facts, found)
 

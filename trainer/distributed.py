@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer import watchdog
+
 
 class CollectiveTimeout(RuntimeError):
     """A peer did not arrive in time, or left; the message names the stage. Exit code 5."""
@@ -31,6 +34,7 @@ class CollectiveTimeout(RuntimeError):
 
 
 _stage = "start-up"
+_at_most_s: float | None = None
 
 
 def initialise(timeout_s: float) -> None:
@@ -128,23 +132,45 @@ def device() -> torch.device:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Name what the ranks are doing, so that a collective that never ends says where."""
-    global _stage
-    before, _stage = _stage, name
+def stage(name: str, at_most_s: float | None = None) -> Iterator[None]:
+    """Name what the ranks are doing, so that a collective that never ends says where.
+
+    `at_most_s` is for waits with a deadline of their own: how long the stage may show nothing to the watchdog.
+    """
+    global _stage, _at_most_s
+    before = _stage, _at_most_s
+    _stage, _at_most_s = name, at_most_s if at_most_s is not None else _at_most_s
+    watchdog.pat(name, _at_most_s)
+    try:
+        with _deadline():
+            yield
+    finally:
+        _stage, _at_most_s = before
+        watchdog.pat(_stage, _at_most_s)
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    """Turn what gloo, NCCL and the store raise when peers leave or are late into CollectiveTimeout, with stacks."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
         lost = ("gloo", "nccl", "timed out", "timeout", "connection", "peer")
         if isinstance(error, CollectiveTimeout) or not any(word in str(error).lower() for word in lost):
             raise
-        raise CollectiveTimeout(
-            f"rank {rank()} lost its peers during {_stage}: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        _stage = before
+        said = str(error).splitlines()[0]
+        found = CollectiveTimeout(f"rank {os.environ.get('RANK', '0')} lost its peers during {_stage}: {said}")
+        found.__cause__ = error
+        watchdog.dump(found)
+        raise found from error
 
 
+def pat() -> None:
+    """Show the watchdog that this rank gets on within its stage."""
+    watchdog.pat(at_most_s=_at_most_s)
+
+
+@_deadline()
 def gather_rows(local: Tensor) -> Tensor:
     """Return the rows of every rank in rank order: (n, ...) with equal n on each -> (W * n, ...). No gradient."""
     whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
@@ -168,6 +194,7 @@ def gather_arrays(local: np.ndarray) -> list[np.ndarray]:
     return [piece.cpu().numpy() for piece in gather_uneven_rows(value).split(counts)]
 
 
+@_deadline()
 def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return rank `source`'s JSON-able value on every rank."""
     payload = json.dumps(value).encode() if rank() == source else b""
@@ -180,6 +207,7 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
     return json.loads(bytes(body.cpu().numpy()).decode())
 
 
+@_deadline()
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on at least one rank; the same answer everywhere."""
     total = torch.tensor([int(flag)], device=device())
@@ -190,6 +218,19 @@ def any_rank(flag: bool) -> bool:
 def barrier() -> None:
     """Wait for every rank."""
     any_rank(False)
+
+
+def clock_differences() -> list[float]:
+    """Return by how many seconds each rank's wall clock is ahead of rank 0's.
+
+    Clocks are read right after a barrier; the smallest of three differences counts, since a busy machine delays some.
+    """
+    readings = []
+    for _ in range(3):
+        barrier()
+        now = gather_rows(torch.tensor([time.time()], dtype=torch.float64, device=device()))
+        readings.append((now - now[0]).tolist())
+    return [min(found, key=abs) for found in zip(*readings, strict=True)]
 
 
 def data_parallel(module: nn.Module) -> DistributedDataParallel:

@@ -51,6 +51,7 @@ def embed_blocks(model: EmbeddingModel, reader: SplitReader, options: EmbedOptio
     try:
         loader = embed_loader(reader, own, options.transform, options.num_workers, parameter.device)
         for rows, images in loader:
+            distributed.pat()
             images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast(parameter.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
                 yield rows, model(images)

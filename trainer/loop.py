@@ -69,6 +69,7 @@ class LoopOptions:
     min_delta: float
     checkpoint_every_steps: int | None
     on_nonfinite: str
+    cluster_timeout_s: float
     stop_after_step: int | None = None
 
 
@@ -111,12 +112,13 @@ class Loop:
         if self.state.step == 0:
             self._save()
         while self.state.epoch < self.options.epochs:
-            if self.state.step_in_epoch == 0:
-                self._start_epoch()
-            if not self._train_epoch():
-                self._save()
-                return "preempted"
-            self._end_epoch()
+            with distributed.stage(f"epoch {self.state.epoch}"):
+                if self.state.step_in_epoch == 0:
+                    self._start_epoch()
+                if not self._train_epoch():
+                    self._save()
+                    return "preempted"
+                self._end_epoch()
         return "completed"
 
     # -- start of an epoch
@@ -141,7 +143,8 @@ class Loop:
         self.recorder.phase("clustering", len(self.train_split))
         before, began = self.state.assignment, time.monotonic()
         version = self.state.epoch  # one recluster per epoch at most, so its number is a version that never repeats
-        result = self.cluster.recluster(version, plan.num_subspaces, self.options.seed, self._features())
+        with distributed.stage("clustering", at_most_s=self.options.cluster_timeout_s):
+            result = self.cluster.recluster(version, plan.num_subspaces, self.options.seed, self._features())
         rule = RepairRule(self.options.min_cluster_size, self.options.min_cluster_classes)
         labels = self.train_split.labels
         self.state.assignment = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
@@ -197,6 +200,7 @@ class Loop:
         self.engine.model.train()
         began = time.monotonic()
         for batch, (_, rows) in zip(loader, batches[state.step_in_epoch :], strict=True):
+            distributed.pat()
             self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
             began = time.monotonic()
             last = state.step_in_epoch == len(batches)
