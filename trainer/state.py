@@ -38,6 +38,7 @@ class RunState:
     num_losses: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # the environment of this process, not of the run
     best: dict[str, Any] = field(default_factory=lambda: {"epoch": -1, "score": None})
 
     def to_checkpoint(self, tensors: dict[str, Tensor], controller: dict[str, Any], attempt: int) -> Checkpoint:
@@ -57,7 +58,7 @@ class RunState:
             "controller": controller,
             "attempt": attempt,
             "time": time.time(),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            "fingerprint": self.fingerprint,
         }
         if self.assignment is not None:
             own["assignment/labels"] = torch.from_numpy(np.array(self.assignment.labels))
