@@ -2,11 +2,13 @@
 
 One JSON line per record, `{"seq": n, "crc32": c, "event": {...}}`, the checksum over `n` and the event in canonical
 form. A crash can only tear the last line, which is then cut off at the next open; damage anywhere else is reported,
-never repaired. A file lock keeps a second controller out, also one that was paused and taken for dead.
+never repaired. A file lock keeps a second controller out. Where locks are not honoured (some network filesystems), or
+somebody replaced the file, an append finds a file that this journal did not leave like that, and is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +21,7 @@ from cluster.errors import RunTaken
 from data_shards.errors import DataIntegrityError
 
 Event = dict[str, Any]
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of filesystems; appends are checked all the same
 
 
 def _canonical(event: Event) -> str:
@@ -65,6 +68,7 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
+        self._size = os.fstat(self._file).st_size
         if created:
             self._sync_folder()
 
@@ -74,7 +78,11 @@ class Journal:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return
+                if not isinstance(error, BlockingIOError):
+                    raise
                 if time.monotonic() >= deadline:
                     raise RunTaken(f"Another controller owns {self.path}; stop that run first.") from None
                 time.sleep(0.05)
@@ -104,9 +112,25 @@ class Journal:
         return events
 
     def append(self, event: Event) -> None:
-        """Write one record and return once it is on disk."""
-        self._write(encode(len(self.events), event))
+        """Write one record and return once it is on disk.
+
+        Raises RunTaken when somebody else wrote to the file, or removed or replaced it: nothing is acknowledged then.
+        """
+        self._check_owner()
+        line = encode(len(self.events), event)
+        self._write(line)
+        self._size += len(line)
+        self._check_owner()
         self.events.append(json.loads(_canonical(event)))
+
+    def _check_owner(self) -> None:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        mine = os.fstat(self._file)
+        if there is None or (there.st_dev, there.st_ino, there.st_size) != (mine.st_dev, mine.st_ino, self._size):
+            raise RunTaken(f"{self.path} was written by another controller; this one was superseded and stops.")
 
     def _write(self, line: bytes) -> None:
         size = os.fstat(self._file).st_size

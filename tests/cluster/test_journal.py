@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 from pathlib import Path
 
@@ -116,3 +118,41 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         numbers = [event["number"] for event in read(path)]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > last
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every lock is granted, as on a network filesystem that does not honour them."""
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
+
+
+def test_superseded_journal_refuses_to_write_where_locks_are_not_honoured(no_locks: None, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    written(path)
+    old, new = Journal(path), Journal(path)
+    new.append({"kind": "new"})
+    for _ in range(2):
+        with pytest.raises(RunTaken, match="superseded"):
+            old.append({"kind": "old"})
+    new.append({"kind": "newer"})
+    assert read(path) == [*EVENTS, {"kind": "new"}, {"kind": "newer"}]
+    assert old.events == EVENTS
+
+
+@pytest.mark.parametrize("replacement", [None, b""])
+def test_removed_or_replaced_journal_is_not_written_to(tmp_path: Path, replacement: bytes | None) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    path.unlink()
+    if replacement is not None:
+        path.write_bytes(replacement)
+    with pytest.raises(RunTaken, match="superseded"):
+        journal.append(EVENTS[0])
+
+
+def test_filesystem_without_locks_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert written(tmp_path / "journal.jsonl")
