@@ -21,29 +21,30 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.calls import call, namespace_of
+from cluster.calls import POLL_S, call, namespace_of, translated
 from cluster.controller import ControllerConfig, ControllerCore
 from cluster.errors import ClusterTimeout, RunTaken, StaleMessage
-from cluster.index import BackendName
 from cluster.journal import Journal
 from cluster.kmeans import KMeans, KMeansShard
 from cluster.meeting import Key, Meeting
-from cluster.processes import die_with_parent
-from cluster.remote_shards import ActorOptions, Place, RemoteShards, ShardLost, Stored
+from cluster.processes import die_with_parent, dump_stacks_on_signal
+from cluster.remote_shards import ActorOptions, RemoteShards, ShardLost, Stored
 
 
 class ShardActor:
     """A `KMeansShard` in its own process."""
 
-    def __init__(self, backend: BackendName, num_threads: int) -> None:
+    def __init__(self, name: str, options: ActorOptions) -> None:
         from threadpoolctl import threadpool_limits
 
-        die_with_parent()
-        self._shard = KMeansShard(backend, num_threads)
-        self._limits = threadpool_limits(num_threads)  # numpy's BLAS would otherwise take every core of the node
+        _settle_in(name, options)
+        self._shard = KMeansShard(options.backend, options.num_threads)
+        self._limits = threadpool_limits(
+            options.num_threads
+        )  # numpy's BLAS would otherwise take every core of the node
         self._key: Key = (-1, -1)
         self._kept: tuple[Key, dict[str, Any]] | None = None
 
@@ -68,6 +69,8 @@ class ShardActor:
 
     def keep(self, key: Key, result: dict[str, Any]) -> None:
         """Remember a result until the next one, for a coordinator that dies before every rank has it."""
+        if self._kept is not None and key < self._kept[0]:
+            raise StaleMessage(f"The result of clustering {key} came after that of {self._kept[0]}.")
         self._kept = key, {name: np.copy(v) if isinstance(v, np.ndarray) else v for name, v in result.items()}
         self._shard.drop()
         self._key = (key[0], key[1] - 1) if self._key == key else self._key
@@ -81,9 +84,8 @@ class CoordinatorActor:
     """Meets the ranks and drives the shards; its state is worth nothing, so it may die at any time."""
 
     def __init__(self, namespace: str, options: ActorOptions) -> None:
-        die_with_parent()
+        _settle_in("kmeans", options)
         self._options, self._meeting = options, Meeting()
-        self._places: dict[Any, Place] = {}
         self._shards = [ray.get_actor(f"shard-{i}", namespace) for i in range(options.num_shards)]
 
     def where(self) -> tuple[int, str]:
@@ -118,7 +120,7 @@ class CoordinatorActor:
         alive = list(self._shards)
         while alive:
             try:
-                group = RemoteShards(alive, key, blocks, deadline, self._options, self._meeting.check, self._places)
+                group = RemoteShards(alive, key, blocks, deadline, self._options, self._meeting.check)
                 fit = KMeans(group, self._options.num_iterations, group.check)
                 fitted = fit.fit(key[1], terms["num_clusters"], terms["seed"], terms["num_reserves"]).to_arrays()
                 self._broadcast("keep", key, ray.put(fitted))
@@ -134,17 +136,19 @@ class CoordinatorActor:
         answers = []
         for answer in ready:
             try:
-                answers.append(ray.get(answer))
+                answers.append(ray.get(answer, timeout=self._options.call_timeout_s))
             except RayActorError:
                 continue
+            except RayTaskError as error:
+                raise translated(error) from None
         return answers
 
 
 class ControllerActor:
     """A `ControllerCore` over a journal. It is built by the first call, so that its errors reach the caller."""
 
-    def __init__(self, config: ControllerConfig, journal_path: str) -> None:
-        die_with_parent()  # an actor outlives its raylet by minutes (Ray 2.60), and this one holds the journal's lock
+    def __init__(self, config: ControllerConfig, journal_path: str, options: ActorOptions) -> None:
+        _settle_in("controller", options)
         self._config, self._journal_path = config, journal_path
         self._core: ControllerCore | None = None
 
@@ -190,7 +194,16 @@ def _process_id() -> int:
     return os.getpid()
 
 
+def _settle_in(name: str, options: ActorOptions) -> None:
+    """Make this process end with its raylet, which it would outlive by minutes (Ray 2.60; the controller's holds the
+    journal's lock), and tell on demand what it is doing."""
+    die_with_parent()
+    dump_stacks_on_signal(options.log_folder, name)
+
+
 # -- start and stop
+
+_PREDECESSOR_S = 10.0  # the actors of a driver that was just killed need a moment to end
 
 
 @dataclass
@@ -228,7 +241,19 @@ def start(
 
     Raises RunTaken when the run has actors already or its journal is held, ClusterTimeout when Ray cannot place them.
     """
-    options = options or ActorOptions()
+    deadline = time.monotonic() + _PREDECESSOR_S
+    while True:
+        try:
+            return _start(run_id, journal_path, config, world_size, options or ActorOptions())
+        except ActorAlreadyExistsError:
+            if time.monotonic() > deadline:
+                raise RunTaken(f"Run {run_id} already has actors on this Ray cluster; stop that run first.") from None
+            time.sleep(POLL_S)
+
+
+def _start(
+    run_id: str, journal_path: str, config: ControllerConfig, world_size: int, options: ActorOptions
+) -> StartedActors:
     started = StartedActors(run_id)
     # Not soft: Ray 2.60 puts an actor that asks for no resource anywhere then, and this process is here anyway.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -239,16 +264,13 @@ def start(
     threads = 2 * world_size + 8
     try:
         controller = ray.remote(ControllerActor).options(name="controller", **small)
-        started.actors["controller"] = controller.remote(config, journal_path)
+        started.actors["controller"] = controller.remote(config, journal_path, options)
         for i in range(options.num_shards):
             shard = ray.remote(ShardActor).options(name=f"shard-{i}", **work)
-            started.actors[f"shard-{i}"] = shard.remote(options.backend, options.num_threads)
+            started.actors[f"shard-{i}"] = shard.remote(f"shard-{i}", options)
         coordinator = ray.remote(CoordinatorActor).options(name="kmeans", max_concurrency=threads, **small)
         started.actors["kmeans"] = coordinator.remote(namespace_of(run_id), options)
         started.pids(options.start_timeout_s)
-    except ray.exceptions.ActorAlreadyExistsError:
-        started.close()
-        raise RunTaken(f"Run {run_id} already has actors on this Ray cluster; stop that run first.") from None
     except BaseException:
         started.close()
         raise

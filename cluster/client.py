@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-from cluster.calls import call, finder, namespace_of
+from cluster.calls import PATIENCE_S, call, finder, namespace_of, store_full
 from cluster.growth import Growth
 from cluster.kmeans import KMeansResult
 from cluster.local import NUM_RESERVES, Block
@@ -25,10 +26,17 @@ class RayCluster:
     """The `ClusterClient` of one rank. Every call is repeated over the death of an actor until `timeout_s` is over."""
 
     def __init__(
-        self, run_id: str, rank: int, world_size: int, attempt: int | None, timeout_s: float, num_reserves: int
+        self,
+        run_id: str,
+        rank: int,
+        world_size: int,
+        attempt: int | None,
+        timeout_s: float,
+        num_reserves: int,
+        patience_s: float,
     ) -> None:
         self._namespace, self._rank, self._world_size = namespace_of(run_id), rank, world_size
-        self._timeout_s, self._num_reserves = timeout_s, num_reserves
+        self._timeout_s, self._num_reserves, self._patience_s = timeout_s, num_reserves, patience_s
         self._node = ray.get_runtime_context().get_node_id()
         if attempt is None:
             attempt = int(self._controller("latest_attempt")) + (1 if rank == 0 else 0)
@@ -59,20 +67,23 @@ class RayCluster:
 
     def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
         """Put the blocks as they come, then cluster the rows of all ranks; see `ClusterClient`."""
-        stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks, _PUT_BYTES)]
+        try:
+            stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks, _PUT_BYTES)]
+        except (ObjectStoreFullError, OutOfDiskError):
+            raise store_full() from None
         terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
         # The coordinator gives up a little earlier: it can say which rank or shard is missing.
-        patience_s = 0.9 * self._timeout_s
-        arguments = ((self.attempt, version), self._rank, self._world_size, terms, stored, patience_s)
-        find = finder("kmeans", self._namespace)
-        return KMeansResult.from_arrays(call(find, "cluster", arguments, self._timeout_s, f"clustering {version}"))
+        arguments = ((self.attempt, version), self._rank, self._world_size, terms, stored, 0.9 * self._timeout_s)
+        return KMeansResult.from_arrays(self._call("kmeans", "cluster", arguments, f"clustering {version}"))
 
     def close(self) -> None:
         """Nothing of this rank is left in the actors."""
 
     def _controller(self, method: str, *arguments: Any) -> Any:
-        find = finder("controller", self._namespace)
-        return call(find, method, arguments, self._timeout_s, f"the controller's '{method}'")
+        return self._call("controller", method, arguments, f"the controller's '{method}'")
+
+    def _call(self, name: str, method: str, arguments: tuple[Any, ...], stage: str) -> Any:
+        return call(finder(name, self._namespace), method, arguments, self._timeout_s, stage, self._patience_s)
 
 
 def connect(
@@ -82,13 +93,15 @@ def connect(
     attempt: int | None = None,
     timeout_s: float = 600.0,
     num_reserves: int = NUM_RESERVES,
+    patience_s: float = PATIENCE_S,
 ) -> RayCluster:
     """Return the client of a rank on an initialised Ray; rank 0 opens the attempt.
 
     `attempt` must be the same on all ranks and above every earlier one; None: rank 0 counts up, the others follow,
-    which is only safe when they connect after rank 0. Raises ClusterTimeout when the actors do not answer in time.
+    which is only safe when they connect after rank 0. An actor that is silent for twice `patience_s` is killed and
+    started again. Raises ClusterTimeout when the actors do not answer in time.
     """
-    return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves)
+    return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves, patience_s)
 
 
 def joined(blocks: Iterable[Block], num_bytes: int) -> Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:

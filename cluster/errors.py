@@ -21,3 +21,7 @@ class RunTaken(UserError):
     """Another incarnation owns the run (its journal or its actors); exit code 6."""
 
     exit_code = 6
+
+
+class StoreFull(UserError):
+    """The embeddings do not fit into Ray's object store and the disk behind it; exit code 2."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
+
+STACKS_SIGNAL = signal.SIGUSR2
 
 
 def die_with_parent() -> None:
@@ -16,6 +20,18 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def dump_stacks_on_signal(folder: str, name: str) -> None:
+    """Write the stacks of all threads to FOLDER/stacks-NAME.txt whenever STACKS_SIGNAL comes.
+
+    Where the folder's parent is not on this machine the signal is ignored.
+    """
+    signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
+    with suppress(OSError):
+        Path(folder).mkdir(exist_ok=True)
+        file = (Path(folder) / f"stacks-{name}.txt").open("a")
+        faulthandler.register(STACKS_SIGNAL, file)  # keeps the file open
 
 
 def below(process: psutil.Process) -> list[psutil.Process]:

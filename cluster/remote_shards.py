@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.calls import POLL_S, translated
 from cluster.errors import ClusterTimeout
+from cluster.hung import end_hung, place_of
 from cluster.index import BackendName
 from cluster.meeting import Key
-
-Place = tuple[int, str]  # process id, node id
-SHARD_ACTOR = "ShardActor"  # in the command line of a shard's process
 
 
 @dataclass(frozen=True)
 class ActorOptions:
     """Resources and patience. `num_cpus` and `num_gpus` are per shard, fractions allowed; `num_threads` limits the BLAS
     of a shard. `call_timeout_s`: one answer of a shard; `restart_timeout_s`: a killed shard to come back before the
-    clustering goes on without it."""
+    clustering goes on without it. Stacks of actors that hang go to `log_folder`."""
 
     num_shards: int = 1
     num_cpus: float = 1.0
@@ -39,6 +33,7 @@ class ActorOptions:
     start_timeout_s: float = 120.0
     call_timeout_s: float = 120.0
     restart_timeout_s: float = 60.0
+    log_folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,14 +64,11 @@ class RemoteShards:
         deadline: float,
         options: ActorOptions,
         superseded: Callable[[Key], None],
-        places: dict[Any, Place],
     ) -> None:
         self._actors, self._key, self._deadline, self._options = list(actors), key, deadline, options
-        self._superseded, self._places = superseded, places  # where each actor was last seen
+        self._superseded = superseded
         self._hung: set[int] = set()
-        for i, call in enumerate([actor.where.remote() for actor in actors]):
-            self._see(i, call)
-        self._refs = share_blocks(blocks, [places.get(actor, (0, ""))[1] for actor in actors])
+        self._refs = share_blocks(blocks, [place_of(actor)[1] for actor in actors])
         loads = [self._load(i) for i in range(len(actors))]
         for i, call in enumerate(loads):
             self._settle(i, call)
@@ -114,12 +106,6 @@ class RemoteShards:
                 raise ShardLost(i)
             time.sleep(POLL_S)
             call = self._load(i)
-            self._see(i, self._actors[i].where.remote())
-
-    def _see(self, i: int, call: Any) -> None:
-        place = self._get(i, call, f"shard {i}")
-        if place is not None:
-            self._places[self._actors[i]] = place
 
     def _get(self, i: int, call: Any, stage: str, default: Any = None) -> Any:
         """Return what a call gave, `default` when the actor died; a hung actor is killed once, then given up."""
@@ -132,34 +118,12 @@ class RemoteShards:
             if i in self._hung:
                 raise ShardLost(i) from None
             self._hung.add(i)
-            self._kill(i)
+            end_hung(self._actors[i], self._options.restart_timeout_s)
             return default
         except RayActorError:
             return default
         except RayTaskError as error:
             raise translated(error) from None
-
-    def _kill(self, i: int) -> None:
-        """Kill a shard that does not answer. `ray.kill` asks the process to end itself, which a stopped one cannot."""
-        pid, node = self._places.get(self._actors[i], (0, ""))
-        if not node:
-            ray.kill(self._actors[i], no_restart=False)
-            return
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        task = ray.remote(kill_shard_process).options(num_cpus=0, scheduling_strategy=there)
-        try:
-            ray.get(task.remote(pid), timeout=self._options.restart_timeout_s)
-        except ray.exceptions.RayError:
-            ray.kill(self._actors[i], no_restart=False)
-
-
-def kill_shard_process(pid: int) -> None:
-    """Kill -9 a process of this node, provided that it is a shard of ours."""
-    try:
-        if SHARD_ACTOR in "".join(psutil.Process(pid).cmdline()):
-            os.kill(pid, signal.SIGKILL)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return
 
 
 _DEAD = object()

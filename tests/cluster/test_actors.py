@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 
 from cluster import actors, ray_session
 from cluster.actors import StartedActors
+from cluster.calls import PATIENCE_S
 from cluster.client import connect
 from cluster.controller import ControllerConfig, ControllerCore
 from cluster.errors import ClusterTimeout, RunTaken, StaleMessage
@@ -32,6 +34,7 @@ from cluster.growth import PlateauGrowth
 from cluster.kmeans import KMeans, KMeansResult
 from cluster.local import LocalCluster
 from cluster.plan import PlanConfig
+from cluster.processes import STACKS_SIGNAL
 from cluster.remote_shards import ActorOptions, RemoteShards, Stored
 from data_shards.errors import UserError
 
@@ -48,11 +51,11 @@ def session() -> Iterator[ray_session.RaySession]:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     session = ray_session.ensure_ray(num_cpus=2, num_gpus=0, object_store_bytes=80 << 20)
-    folder = session.temp_dir
+    assert session.folder is not None
+    folder = session.folder.path
     yield session
     session.close()
     session.close()
-    assert folder is not None
     assert not Path(folder).exists()
     for name, value in before.items():
         if value is None:
@@ -63,8 +66,9 @@ def session() -> Iterator[ray_session.RaySession]:
 
 @pytest.fixture(scope="module")
 def run(session: ray_session.RaySession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedActors]:
-    journal = tmp_path_factory.mktemp("run") / "journal.jsonl"
-    started = actors.start("faults", str(journal), CONFIG, world_size=2, options=OPTIONS)
+    folder = tmp_path_factory.mktemp("run")
+    options = replace(OPTIONS, log_folder=str(folder / "logs"))
+    started = actors.start("faults", str(folder / "journal.jsonl"), CONFIG, world_size=2, options=options)
     yield started
     pids = started.pids()
     started.close()
@@ -105,9 +109,9 @@ _attempt = iter(range(1, 1000))
 class Ranks:
     """Two ranks as threads of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
         attempt = next(_attempt)
-        self.clients = [connect("faults", rank, 2, attempt, TIMEOUT_S) for rank in (0, 1)]
+        self.clients = [connect("faults", rank, 2, attempt, TIMEOUT_S, patience_s=patience_s) for rank in (0, 1)]
         self.version = next(_version)
         self.results: dict[int, KMeansResult | BaseException] = {}
         self._threads: list[threading.Thread] = []
@@ -158,7 +162,7 @@ def fit_with_saboteur(
     key = (next(_attempt), next(_version))
     stored = [Stored(ray.put(block), len(block[0]), "") for block in blocks(0, 1, 5)]
     shards = [run.actors["shard-0"], run.actors["shard-1"]]
-    group = RemoteShards(shards, key, stored, time.monotonic() + TIMEOUT_S, options, lambda key: None, {})
+    group = RemoteShards(shards, key, stored, time.monotonic() + TIMEOUT_S, options, lambda key: None)
     victim = run.pids()["shard-1"]
     saboteur = Saboteur(group, method, occurrence, victim, how)
     result = KMeans(saboteur, options.num_iterations).fit(key[1], 12, 3, 256)
@@ -257,6 +261,29 @@ def test_c1_controller_killed_around_its_decisions(run: StartedActors) -> None:
     assert len({*killed, run.pids()["controller"]}) == 3
 
 
+@pytest.mark.parametrize("name", ["controller", "kmeans"])
+def test_c2_stopped_actor_is_killed_and_replaced_with_its_stacks_asked_for(
+    run: StartedActors, expected: KMeansResult, name: str
+) -> None:
+    ranks, victim = Ranks(patience_s=5.0), run.pids()[name]
+    os.kill(victim, signal.SIGSTOP)
+    if name == "controller":
+        assert decisions(ranks.clients[0], lambda epoch: None, 0, 2) == [None, None]
+    else:
+        ranks.begin(0)
+        ranks.begin(1)
+        for result in ranks.finish():
+            assert_same(result, expected)
+    wait_until(lambda: not psutil.pid_exists(victim))
+    assert run.pids()[name] != victim
+
+
+def test_actor_tells_where_it_is(run: StartedActors, tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.kill(run.pids()["shard-0"], STACKS_SIGNAL)
+    stacks = tmp_path_factory.getbasetemp() / "run0" / "logs" / "stacks-shard-0.txt"
+    wait_until(lambda: "most recent call first" in stacks.read_text())
+
+
 def test_snapshot_restore_and_stale_attempts(run: StartedActors) -> None:
     old = connect("faults", 0, 2, next(_attempt), TIMEOUT_S)
     decisions(old, lambda epoch: None, 0, 2)
@@ -297,6 +324,7 @@ RANK_PROGRAM = """
 import hashlib
 import sys
 import numpy as np
+from cluster.calls import PATIENCE_S
 from cluster.client import connect
 from cluster.ray_session import ensure_ray
 address, rank, attempt, version = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
