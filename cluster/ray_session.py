@@ -5,11 +5,10 @@ Authentication is the launcher's business: RAY_AUTH_MODE and the token are read 
 
 from __future__ import annotations
 
-import shutil
+import ipaddress
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import ray_constants
 
 from cluster.errors import ClusterTimeout
+from cluster.janitor import RayFolder
 from cluster.processes import below, descendants, die_with_parent, end
 from data_shards.errors import UserError
 
@@ -31,7 +32,7 @@ class RaySession:
 
     address: str
     owned: bool
-    temp_dir: str | None = None
+    folder: RayFolder | None = None
 
     def close(self) -> None:
         """Leave Ray, and end it if this process started it; closing twice is fine."""
@@ -40,9 +41,9 @@ class RaySession:
             ray.shutdown()
             end(processes)
             self.owned = False
-        if self.temp_dir is not None:
-            shutil.rmtree(self.temp_dir, ignore_errors=True)
-            self.temp_dir = None
+        if self.folder is not None:
+            self.folder.close()
+            self.folder = None
 
 
 def ensure_ray(
@@ -55,7 +56,8 @@ def ensure_ray(
 ) -> RaySession:
     """Join the Ray at `address`, or start one on this machine (None); a Ray that already runs here is used as it is.
 
-    `node_ip` is this machine's address as the other machines of the run know it; Ray finds one when not given.
+    `node_ip` is this machine's address as the other machines of the run know it; Ray finds one when not given. With a
+    loopback address nothing of Ray listens to other machines; every driver of that Ray has to give it.
 
     Authentication is the launcher's business: RAY_AUTH_MODE and the token are read by Ray from the environment. Raises
     UserError when the address does not answer or refuses the token.
@@ -64,6 +66,8 @@ def ensure_ray(
         return RaySession(ray.get_runtime_context().gcs_address, owned=False)
     _read_authentication()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    # Ray takes a loopback address for a mistake and looks for another, unless it is told to stay on one machine.
+    ray_constants.ENABLE_RAY_CLUSTER = node_ip is None or not ipaddress.ip_address(node_ip).is_loopback
     if node_ip is not None:
         common["_node_ip_address"] = node_ip
     if address is not None:
@@ -74,7 +78,7 @@ def ensure_ray(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"Ray at {address} cannot be joined ({reason}); check ray.address and the token.") from None
         return RaySession(ray.get_runtime_context().gcs_address, owned=True)
-    folder = tempfile.mkdtemp(prefix="ray")  # short: socket paths below it are limited to 107 characters
+    folder = RayFolder()
     try:
         with _own_sigterm():
             ray.init(
@@ -82,13 +86,13 @@ def ensure_ray(
                 num_gpus=num_gpus,
                 object_store_memory=object_store_bytes,
                 include_dashboard=False,
-                _temp_dir=folder,
+                _temp_dir=folder.path,
                 **common,
             )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.close()
         raise
-    return RaySession(ray.get_runtime_context().gcs_address, owned=True, temp_dir=folder)
+    return RaySession(ray.get_runtime_context().gcs_address, owned=True, folder=folder)
 
 
 @contextmanager
@@ -121,9 +125,9 @@ def _read_authentication() -> None:
 @contextmanager
 def raylet(address: str, node_ip: str | None = None) -> Iterator[None]:
     """Add this machine to the Ray at `address` for a while; its processes die with this one, however that ends."""
-    folder = tempfile.mkdtemp(prefix="ray")
+    folder = RayFolder()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--block"]
-    command += ["--temp-dir", folder, "--disable-usage-stats"]
+    command += ["--temp-dir", folder.path, "--disable-usage-stats"]
     command += ["--node-ip-address", node_ip] if node_ip is not None else []
     process = psutil.Popen(
         command,
@@ -140,7 +144,7 @@ def raylet(address: str, node_ip: str | None = None) -> Iterator[None]:
         with suppress(psutil.NoSuchProcess):  # it has seen the head go
             process.terminate()
         end(processes, patience_s=10.0)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.close()
 
 
 def wait_for_nodes(num_nodes: int, timeout_s: float) -> None:

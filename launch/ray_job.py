@@ -57,6 +57,7 @@ def drive(run: Path) -> int:
 
 
 def _carry_through(config: RunConfig, run: Path) -> None:
+    services.refuse_open_ray(os.environ["RAY_ADDRESS"])
     session = ray_session.ensure_ray(os.environ["RAY_ADDRESS"])
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets handlers of its own

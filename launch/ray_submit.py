@@ -66,7 +66,10 @@ def submit(config_path: Path, overrides: list[str], options: SubmitOptions) -> i
     if options.dry_run:
         print(_description(config, run, job))
         return 0
+    from launch import services
+
     address = _address(options.address)
+    services.refuse_open_ray(address)
     _check_token()
     _probe(address)
     client = _client(address)
@@ -213,7 +216,7 @@ def _check_token() -> None:
     if not found:
         raise UserError(
             f"no token for the Ray cluster: {path} has none; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with"
-            " the cluster's token (RAY_AUTH_MODE=disabled is for a cluster without authentication)"
+            " the cluster's token"
         )
 
 
@@ -231,8 +234,7 @@ def _probe(address: str) -> None:
         raise UserError(f"what answers at {address} is no Ray dashboard; check --address")
     if is_open and os.environ["RAY_AUTH_MODE"] == "token":
         raise UserError(
-            f"the Ray cluster at {address} lets anybody run code: start it with RAY_AUTH_MODE=token on every node, or"
-            " set RAY_AUTH_MODE=disabled to use it as it is"
+            f"the Ray cluster at {address} lets anybody run code: start it with RAY_AUTH_MODE=token on every node"
         )
 
 

@@ -1,29 +1,35 @@
 """The shared processes of a run, Controller and k-means actors: started once, joined by every rank.
 
 `subspace train` starts them beside the agent, so they outlive ranks; under somebody else's torchrun rank 0 does.
-Ray's token authentication is always on: a token that Ray finds (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) is used, otherwise
-a local Ray gets one of its own in a file that only its owner may read.
+Ray's token authentication is on unless RAY_AUTH_MODE turns it off, which is refused for anything that other machines
+can reach. A token that Ray finds (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) is used, otherwise a local Ray gets one of its
+own in a file that only its owner may read. A Ray of one machine listens on its loopback interface only.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cluster.controller import ControllerCore
 from cluster.journal import Journal
 from cluster.local import LocalCluster
+from data_shards.errors import UserError
 from launch import build
 from launch.config import RunConfig
 from trainer import distributed
 
 ADDRESS = "SUBSPACE_RAY_ADDRESS"
 TOKEN_FILE = ".ray_token"
+LOOPBACK = "127.0.0.1"
 
 
 def run_id(config: RunConfig, run: Path) -> str:
@@ -45,6 +51,27 @@ def _authenticate(run: Path, make_token: bool) -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
+def refuse_open_ray(address: str) -> None:
+    """Raise UserError when Ray's authentication is off and other machines reach `address` (HOST, HOST:PORT or a URL):
+    whoever reaches Ray runs code there."""
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" or is_loopback(address):
+        return
+    raise UserError(
+        f"Ray at {address} would let anybody who reaches it run code (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}):"
+        " set RAY_AUTH_MODE=token on every machine, with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only processes of this machine reach HOST, HOST:PORT or a URL of it; False when in doubt."""
+    host = urlsplit(address if "//" in address else f"//{address}").hostname
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)} if host else set()
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(ip).is_loopback for ip in found)
+
+
 @contextmanager
 def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
     """Start (or join) Ray and the run's actors; they end with this context. Does nothing without Ray."""
@@ -52,7 +79,7 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         yield
         return
     with ExitStack() as ends:
-        address = ends.enter_context(_ray(config, run))
+        address = ends.enter_context(_ray(config, run, None if _given_address(config) else LOOPBACK))
         ends.enter_context(_actors(config, run, world_size))
         os.environ[ADDRESS] = address
         ends.callback(os.environ.pop, ADDRESS, None)
@@ -60,9 +87,13 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _ray(config: RunConfig, run: Path, node_ip: str | None = None) -> Iterator[str]:
-    """Start a Ray, or join the one that the configuration or RAY_ADDRESS names; yield its address."""
+def _ray(config: RunConfig, run: Path, node_ip: str | None) -> Iterator[str]:
+    """Start a Ray, or join the one that the configuration or RAY_ADDRESS names; yield its address.
+
+    `node_ip` is this machine's address for the others; None: whatever Ray finds.
+    """
     address = _given_address(config)
+    refuse_open_ray(address or node_ip or socket.gethostname())
     _authenticate(run, make_token=address is None)
     from cluster import ray_session  # after: Ray reads the authentication mode once, when it is imported
 
@@ -90,6 +121,7 @@ def _actors(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         num_threads=config.launch.threads or 1,
         backend=settings.index,
         num_iterations=settings.num_iterations,
+        log_folder=str((run / "logs").resolve()),
     )
     journal = str((run / "journal.jsonl").resolve())
     group = actors.start(run_id(config, run), journal, build.controller_config(config), world_size, options)
@@ -106,6 +138,8 @@ def _assemble(config: RunConfig, run: Path, ends: ExitStack) -> str:
     is used as it is.
     """
     head_ip, node_ip = distributed.node_addresses()
+    if distributed.num_nodes() == 1 and _given_address(config) is None:
+        head_ip = LOOPBACK
     address = None
     with distributed.stage("start of Ray"):
         if distributed.rank() == 0:
@@ -152,7 +186,8 @@ def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
     from cluster import client, ray_session
 
     _, node_ip = distributed.node_addresses()
-    session = ray_session.ensure_ray(os.environ[ADDRESS], node_ip=node_ip)
+    address = os.environ[ADDRESS]
+    session = ray_session.ensure_ray(address, node_ip=LOOPBACK if address.startswith(LOOPBACK) else node_ip)
     ends.callback(session.close)
     timeout_s = settings.timeout_s
     return client.connect(run_id(config, run), distributed.rank(), distributed.world_size(), attempt, timeout_s)
