@@ -25,9 +25,11 @@ def die_with_parent() -> None:
 def dump_stacks_on_signal(folder: str, name: str) -> None:
     """Write the stacks of all threads to FOLDER/stacks-NAME.txt whenever STACKS_SIGNAL comes.
 
-    Where the folder's parent is not on this machine the signal is ignored.
+    Without a folder ("", or one whose parent is not on this machine) the signal is ignored.
     """
     signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
+    if not folder:
+        return
     with suppress(OSError):
         Path(folder).mkdir(exist_ok=True)
         file = (Path(folder) / f"stacks-{name}.txt").open("a")

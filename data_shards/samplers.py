@@ -1,4 +1,4 @@
-"""Shares of fixed orders: evaluation blocks, slices of the global batch, and how often a row came up before.
+"""Shares of fixed orders: evaluation blocks, rows of the global batch, and how often a row came up before.
 
 Blocks are cut from the start of the split, never from a rank's share, because a forward pass may differ in the last
 bit with the size of its batch: with fixed blocks the embeddings are the same for any number of ranks.
@@ -29,12 +29,18 @@ def shares(num_blocks: int, rank: int, world: int) -> range:
     return range(num_blocks * rank // world, num_blocks * (rank + 1) // world)
 
 
-def batch_slices(batch_size: int, num_slices: int) -> list[tuple[int, int]]:
-    """Return (start, stop) of `num_slices` equal parts of a batch; UserError if it does not divide."""
-    if num_slices < 1 or batch_size % num_slices:
-        raise UserError(f"batch size {batch_size} is not divisible by {num_slices} ranks or shards: change one of them")
-    width = batch_size // num_slices
-    return [(i * width, (i + 1) * width) for i in range(num_slices)]
+def batch_slice(batch_size: int, num_pieces: int, rank: int, world: int) -> tuple[int, int]:
+    """Return (start, stop) of the rows of a batch that `rank` holds: its share of `num_pieces` equal pieces.
+
+    Raises:
+        UserError: the batch cannot be cut so, or a rank would hold nothing.
+    """
+    if batch_size % num_pieces:
+        raise UserError(f"batch size {batch_size} is not divisible by {num_pieces} pieces: change one of them")
+    if num_pieces < world:
+        raise UserError(f"{num_pieces} pieces of a batch are too few for {world} ranks: each needs one at least")
+    width, own = batch_size // num_pieces, shares(num_pieces, rank, world)
+    return own.start * width, own.stop * width
 
 
 def visits(batches: Sequence[GlobalBatch]) -> list[Rows]:

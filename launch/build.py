@@ -209,7 +209,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> Engine:
     """Return the engine that trains `network` on this rank."""
     train, optim = config.train, config.optim
-    pieces = train.logical_shards // world_size if config.deterministic else train.accumulate
+    pieces = train.logical_shards if config.deterministic else train.accumulate * world_size
     make = OPTIMISERS[optim.name]
     if train.engine.name == "deepspeed":
         # Without it DeepSpeed looks for accelerators by itself, and logs that it found none.
@@ -254,17 +254,24 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     """Raise UserError when the engine cannot do what is asked, or the global batch cannot be spread evenly."""
     check_engine(config)
     train = config.train
-    parts = world_size * (1 if config.deterministic else train.accumulate)
-    if train.batch_size % parts:
+    if config.deterministic and world_size > train.logical_shards:
+        raise UserError(
+            f"train.logical_shards {train.logical_shards} is too few for {world_size} ranks, each of which holds one at"
+            " least in deterministic runs: start fewer ranks, or a new run with more train.logical_shards"
+        )
+    parts = world_size * train.accumulate
+    if not config.deterministic and train.batch_size % parts:
         raise UserError(
             f"train.batch_size {train.batch_size} is not divisible by {parts} (ranks times train.accumulate)"
         )
-    if config.deterministic and train.logical_shards % world_size:
-        raise UserError(f"train.logical_shards {train.logical_shards} is not divisible by {world_size} ranks")
     looks_at_batch = config.model.backbone.arguments.get("norm") in ("batch", "sync")
     if train.average_weights and looks_at_batch:
         raise UserError(
             "train.average_weights needs model.backbone.norm 'frozen' or 'group': statistics are not averaged"
+        )
+    if train.accumulate > 1 and looks_at_batch:
+        raise UserError(
+            "train.accumulate needs model.backbone.norm 'frozen' or 'group': batch statistics would be those of pieces"
         )
     if config.deterministic and looks_at_batch:
         raise UserError(
@@ -337,5 +344,7 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         checkpoint_every_steps=config.checkpoint.every_steps,
         on_nonfinite=config.train.on_nonfinite,
         cluster_timeout_s=config.cluster.timeout_s,
+        max_nonfinite=config.train.max_nonfinite,
+        verify_ranks_every=config.train.verify_ranks_every,
         stop_after_step=stop_after_step,
     )

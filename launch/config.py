@@ -104,6 +104,8 @@ class TrainSection(Section):
     channels_last: bool = True
     logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite: int = Field(3, gt=0, description="steps in a row that may be skipped before the run stops")
+    verify_ranks_every: int = Field(100, gt=0, description="steps between comparisons of the ranks' weights")
     average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the average that is evaluated; 0: none")
 
 

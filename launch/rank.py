@@ -23,12 +23,12 @@ from data_shards.errors import UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
-from launch import build, services, torchrun
+from launch import build, fingerprint, services, torchrun
 from launch.config import RunConfig, load_config
 from launch.record import RunRecorder, SilentRecorder, append_event
 from launch.status import known_status, next_attempt, write_status
 from trainer import distributed, evaluate, watchdog
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.export import export
 from trainer.loop import Loop
 from trainer.model import EmbeddingModel, count_parameters
@@ -128,6 +128,7 @@ def _loop(
             log.warning("starting from RANDOM weights; model.weights=PATH takes a file with torchvision key names")
         log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
     recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
+    _compare_environment(run, newest, state, recorder)
     loop = Loop(
         build.loop_options(config, stop_after_step),
         engine,
@@ -145,6 +146,18 @@ def _loop(
         should_stop=lambda: _stop,
     )
     return loop, recorder
+
+
+def _compare_environment(run: Path, newest: Checkpoint | None, state: RunState, recorder: SilentRecorder) -> None:
+    """Keep what can change a bit of the result, and say what of it is not as it was, or as on rank 0."""
+    state.fingerprint = fingerprint.fingerprint()
+    before = {} if newest is None else newest.state.get("fingerprint", {})
+    changed, unlike = fingerprint.changes(before, state.fingerprint), fingerprint.unlike_ranks(state.fingerprint)
+    if distributed.rank() == 0:
+        fingerprint.store(run, state.fingerprint)
+        fingerprint.warn(changed)
+    if changed or unlike:
+        recorder.event("fingerprint", state, changed=changed, unlike_ranks=unlike)
 
 
 def finish(config: RunConfig, run: Path, loop: Loop) -> None:

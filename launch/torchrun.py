@@ -16,6 +16,7 @@ import psutil
 
 from data_shards.errors import UserError
 from launch.config import RunConfig
+from launch.fingerprint import pinned
 from launch.status import known_status, next_attempt, read_status, write_status
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, 
     return {
         # Without it a restarted rank may read the gloo addresses of the ranks before it (pytorch issue 135712).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "OMP_NUM_THREADS": "1" if config.deterministic else str(threads),
+        "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         FIRST_ATTEMPT: str(first_attempt),
-        **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if config.deterministic else {}),
+        **(pinned() if config.deterministic else {}),
     }
 
 

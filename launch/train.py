@@ -12,6 +12,7 @@ from typing import Any
 from data_shards.errors import UserError
 from launch import torchrun
 from launch.config import Resume, RunConfig, dump_config, load_config
+from launch.fingerprint import pinned
 from launch.status import known_status, next_attempt, write_status
 
 
@@ -77,6 +78,7 @@ def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
 
 def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     """Be a rank of somebody else's agent: rank 0 checks and takes the folder, and tells the others what came of it."""
+    os.environ.update(pinned() if config.deterministic else {})  # before torch
     from launch.rank import main as run_rank
     from trainer import distributed
 
@@ -165,14 +167,15 @@ def evaluate(run: Path, split: str) -> dict[str, Any]:
     Raises:
         UserError: no such run, checkpoint or split.
     """
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml")
+    config = load_config(run / "config.yaml")
+    os.environ.update(pinned() if config.deterministic else {})  # before torch
     from launch import build, rank
     from trainer import distributed
     from trainer.checkpoint import CheckpointStore
     from trainer.state import RunState
 
-    if not (run / "config.yaml").exists():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    config = load_config(run / "config.yaml")
     reader = build.open_splits(config)[0].split(split)
     best = CheckpointStore(run / "checkpoints").best()
     distributed.initialise(config.launch.timeout_s)

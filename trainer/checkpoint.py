@@ -164,6 +164,6 @@ def content_hash(checkpoint: Checkpoint) -> str:
         value = checkpoint.tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    state = {key: value for key, value in checkpoint.state.items() if key not in ("attempt", "time", "versions")}
+    state = {key: value for key, value in checkpoint.state.items() if key not in ("attempt", "time", "fingerprint")}
     digest.update(json.dumps(state, sort_keys=True).encode())
     return digest.hexdigest()

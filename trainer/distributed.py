@@ -178,20 +178,33 @@ def gather_rows(local: Tensor) -> Tensor:
     return whole
 
 
+def gather_runs(local: Tensor, counts: list[int]) -> Tensor:
+    """Return the rows of every rank in rank order, (sum of counts, ...), where rank r holds counts[r] rows."""
+    longest = max(counts)
+    if min(counts) == longest:
+        return gather_rows(local)
+    padded = local.new_zeros((longest, *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    pieces = gather_rows(padded).split(longest)
+    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+
+
 def gather_uneven_rows(local: Tensor) -> Tensor:
     """Return the rows of every rank in rank order, (N, ...), where each rank may hold another number of rows."""
-    counts = gather_rows(torch.tensor([local.shape[0]], device=local.device)).tolist()
-    padded = local.new_zeros((max(counts), *local.shape[1:]))
-    padded[: local.shape[0]] = local
-    pieces = gather_rows(padded).split(max(counts))
-    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+    return gather_runs(local, gather_number(local.shape[0]))
+
+
+def gather_number(value: int) -> list[int]:
+    """Return the number (of 63 bits) of every rank in rank order."""
+    numbers: list[int] = gather_rows(torch.tensor([value], device=device())).tolist()
+    return numbers
 
 
 def gather_arrays(local: np.ndarray) -> list[np.ndarray]:
     """Return the one-dimensional array of every rank, of any lengths but one dtype, in rank order."""
     value = torch.from_numpy(np.ascontiguousarray(local)).to(device())
-    counts = gather_rows(torch.tensor([len(local)], device=device())).tolist()
-    return [piece.cpu().numpy() for piece in gather_uneven_rows(value).split(counts)]
+    counts = gather_number(len(local))
+    return [piece.cpu().numpy() for piece in gather_runs(value, counts).split(counts)]
 
 
 @_deadline()

@@ -25,7 +25,7 @@ from cluster.plan import EpochPlan
 from data_shards import order
 from data_shards.loader import Batch, train_loader
 from data_shards.reader import SplitReader
-from data_shards.samplers import batch_slices
+from data_shards.samplers import batch_slice
 from trainer import distributed, evaluate
 from trainer.checkpoint import CheckpointStore
 from trainer.engines.base import Engine
@@ -36,7 +36,7 @@ from trainer.state import RunState
 
 
 class NonFinite(RuntimeError):
-    """A loss or a gradient is NaN or infinite; names the step and the samples. Exit code 4."""
+    """Vectors, a loss or gradients are NaN or infinite; names the step, the ranks and the samples. Exit code 4."""
 
     exit_code = 4
 
@@ -70,6 +70,8 @@ class LoopOptions:
     checkpoint_every_steps: int | None
     on_nonfinite: str
     cluster_timeout_s: float
+    max_nonfinite: int
+    verify_ranks_every: int
     stop_after_step: int | None = None
 
 
@@ -126,7 +128,7 @@ class Loop:
     def _start_epoch(self) -> None:
         state = self.state
         plan = self._plan()
-        state.phase, state.loss_sum = plan.phase, 0.0
+        state.phase, state.loss_sum, state.num_losses = plan.phase, 0.0, 0
         state.saliency.reset()
         if plan.phase == "full":
             state.assignment = None
@@ -185,7 +187,9 @@ class Loop:
             self.options.seed, state.epoch, labels, self.train_split.labels, num_subspaces, self.rule
         )
         self.recorder.phase(f"epoch {state.epoch}", len(batches))
-        position = batch_slices(self.rule.batch_size, distributed.world_size())[distributed.rank()]
+        position = batch_slice(
+            self.rule.batch_size, self.engine.num_pieces, distributed.rank(), distributed.world_size()
+        )
         loader = train_loader(
             self.train_split,
             batches,
@@ -203,6 +207,8 @@ class Loop:
             distributed.pat()
             self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
             began = time.monotonic()
+            if state.step % self.options.verify_ranks_every == 0:
+                self.engine.check_replicas(state.step)
             last = state.step_in_epoch == len(batches)
             every = self.options.checkpoint_every_steps
             if every and state.step % every == 0 and not last:
@@ -224,16 +230,22 @@ class Loop:
         labels = torch.from_numpy(self.train_split.labels[rows].astype(np.int64)).to(device)
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
+        fault, loss = None, 0.0
         for update in self.objective.updates(vectors, labels, state.partition, subspace, state.step):
-            if self.engine.backward(update.loss) and self.engine.step():
+            self.engine.backward(update.loss)
+            found = self.engine.step()
+            if found is None:
                 gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
                 state.saliency.update(vectors, gradient)
-            else:
-                self._non_finite(rows)
-            loss = float(update.loss.detach())
+            fault, loss = fault or found, float(update.loss.detach())
         state.step += 1
         state.step_in_epoch += 1
+        if fault is not None:
+            self._non_finite(fault, rows)
+            return
+        state.skipped_in_a_row = 0
         state.loss_sum += loss
+        state.num_losses += 1
         speed = len(rows) / max(time.monotonic() - began, 1e-9)
         line = {"epoch": state.epoch, "step": state.step, "subspace": subspace, "loss": loss, "lr": rate}
         self.recorder.step({**line, "images_per_s": round(speed, 1), "time": time.time()})
@@ -246,15 +258,19 @@ class Loop:
         keep = dropout_keep(self.options.seed, self.state.step, ids, head.num_features, head.dropout)
         return keep.to(self.engine.device, non_blocking=True)
 
-    def _non_finite(self, rows: np.ndarray) -> None:
+    def _non_finite(self, cause: str, rows: np.ndarray) -> None:
+        """Count a step that no rank has applied, or stop all ranks; `cause` is what was not finite."""
+        state, options = self.state, self.options
         ids = self.train_split.sample_ids[rows].tolist()
-        if self.options.on_nonfinite == "stop":
-            raise NonFinite(
-                f"loss or gradient is not finite at step {self.state.step} (samples {ids[:8]}...);"
-                " the newest checkpoint is from before it; lower optim.lr, or set train.on_nonfinite=skip"
-            )
-        self.state.skipped_steps += 1
-        self.recorder.event("skipped", self.state, sample_ids=ids)
+        said = f"{cause} not finite at step {state.step} (samples {ids[:8]}...)"
+        safe = "; nothing of it was applied, and the newest checkpoint is from before it; lower optim.lr"
+        if options.on_nonfinite == "stop":
+            raise NonFinite(f"{said}{safe}, or set train.on_nonfinite=skip")
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        self.recorder.event("skipped", state, cause=cause, in_a_row=state.skipped_in_a_row, sample_ids=ids)
+        if state.skipped_in_a_row >= options.max_nonfinite:
+            raise NonFinite(f"{state.skipped_in_a_row} steps in a row were left out: {said}{safe}")
 
     # -- end of an epoch
 
@@ -287,7 +303,7 @@ class Loop:
     def _report(self, scores: dict[str, Any] | None) -> Growth | None:
         state = self.state
         line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "time": time.time()}
-        line["train"] = {"loss": state.loss_sum / max(state.step_in_epoch, 1)}
+        line["train"] = {"loss": state.loss_sum / max(state.num_losses, 1)}
         metrics: dict[str, Any] = {}
         if scores is not None:
             line["validation"] = scores

@@ -23,7 +23,8 @@ from trainer.subspaces.saliency import TaylorSaliency
 class RunState:
     """The position in the run, and what the next step depends on.
 
-    `step` counts optimiser steps of the whole run, `step_in_epoch` those of the epoch that is under way.
+    `step` counts the steps of the whole run, `step_in_epoch` those of the epoch that is under way; `skipped_steps` of
+    them were not applied, of which `skipped_in_a_row` came last. `num_losses` are behind `loss_sum`.
     """
 
     partition: SubspacePartition
@@ -34,7 +35,10 @@ class RunState:
     step: int = 0
     phase: str = "subspace"
     loss_sum: float = 0.0
+    num_losses: int = 0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # the environment of this process, not of the run
     best: dict[str, Any] = field(default_factory=lambda: {"epoch": -1, "score": None})
 
     def to_checkpoint(self, tensors: dict[str, Tensor], controller: dict[str, Any], attempt: int) -> Checkpoint:
@@ -46,13 +50,15 @@ class RunState:
             "step": self.step,
             "phase": self.phase,
             "loss_sum": self.loss_sum,
+            "num_losses": self.num_losses,
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
             "partition": {"widths": list(self.partition.widths), "version": self.partition.version},
             "controller": controller,
             "attempt": attempt,
             "time": time.time(),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            "fingerprint": self.fingerprint,
         }
         if self.assignment is not None:
             own["assignment/labels"] = torch.from_numpy(np.array(self.assignment.labels))
@@ -72,6 +78,7 @@ class RunState:
         if "assignment" in state:
             labels = checkpoint.tensors["assignment/labels"].numpy()
             assignment = Assignment(labels, state["assignment"]["version"], state["assignment"]["num_subspaces"])
-        names = ("epoch", "step_in_epoch", "step", "phase", "loss_sum", "skipped_steps", "best")
+        names = ["epoch", "step_in_epoch", "step", "phase", "loss_sum", "num_losses", "skipped_steps"]
+        names += ["skipped_in_a_row", "best"]
         partition = SubspacePartition(tuple(state["partition"]["widths"]), state["partition"]["version"])
         return cls(partition, saliency, assignment, **{name: state[name] for name in names})

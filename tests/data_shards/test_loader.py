@@ -13,7 +13,7 @@ from data_shards.augment import AugmentConfig, draw, draw_views
 from data_shards.errors import DataIntegrityError, UserError
 from data_shards.loader import Batch, class_counts, embed_loader, eval_images, train_loader
 from data_shards.order import BatchRule, batches
-from data_shards.samplers import batch_slices, blocks
+from data_shards.samplers import batch_slice, blocks
 
 CLASSES = ("a", "b", "c")
 AUGMENTED: dict[str, Any] = {"hflip": True, "rotate_degrees": 30, "brightness": 0.2, "saturation": 0.2}
@@ -93,7 +93,8 @@ def test_ranks_and_restarts_see_the_same_tensors(case: Case) -> None:
         assert batch.subspace == k
         assert np.array_equal(batch.sample_ids.numpy(), reader.sample_ids[rows])
         assert np.array_equal(batch.labels.numpy(), reader.labels[rows])
-    parts = [list(train_loader(reader, order, config, 0, 1, views=2, position=p)) for p in batch_slices(12, 3)]
+    cuts = [batch_slice(12, 3, rank, 3) for rank in range(3)]
+    parts = [list(train_loader(reader, order, config, 0, 1, views=2, position=cut)) for cut in cuts]
     for step in range(7):
         assert torch.equal(torch.cat([p[step].images for p in parts]), whole[step].images)
     assert all(map(equal, train_loader(reader, order, config, 0, 1, views=2, start_step=4), whole[4:]))

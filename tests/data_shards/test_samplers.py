@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_shards.errors import UserError
 from data_shards.order import BatchRule, batches
-from data_shards.samplers import batch_slices, blocks, shares, visits
+from data_shards.samplers import batch_slice, blocks, shares, visits
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -25,18 +25,31 @@ def test_blocks_and_shares_partition_the_rows(num_rows: int, block: int, world: 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5))
+def test_ranks_hold_runs_of_pieces_that_rebuild_the_batch(num_pieces: int, world: int, width: int) -> None:
+    if world > num_pieces:
+        with pytest.raises(UserError, match=f"too few for {world} ranks"):
+            batch_slice(num_pieces * width, num_pieces, 0, world)
+        return
+    cuts = [batch_slice(num_pieces * width, num_pieces, rank, world) for rank in range(world)]
+    assert [row for start, stop in cuts for row in range(start, stop)] == list(range(num_pieces * width))
+    held = [(stop - start) / width for start, stop in cuts]
+    assert all(number == int(number) >= 1 for number in held)
+    assert max(held) - min(held) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 def test_slices_of_any_world_size_rebuild_the_global_batch(world: int) -> None:
     labels = np.arange(200) % 5
-    for _, rows in batches(0, 0, None, labels, 1, BatchRule(16, 4)):
-        parts = [rows[start:stop] for start, stop in batch_slices(16, world)]
-        assert np.array_equal(np.concatenate(parts), rows)
-        assert {len(p) for p in parts} == {16 // world}
+    for _, rows in batches(0, 0, None, labels, 1, BatchRule(24, 4)):
+        cuts = [batch_slice(24, 6, rank, world) for rank in range(world)]
+        assert np.array_equal(np.concatenate([rows[start:stop] for start, stop in cuts]), rows)
 
 
 def test_a_batch_that_does_not_divide_is_a_user_error() -> None:
     with pytest.raises(UserError, match="not divisible by 3"):
-        batch_slices(32, 3)
+        batch_slice(32, 3, 0, 1)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

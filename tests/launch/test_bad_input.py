@@ -65,6 +65,8 @@ def test_the_good_configuration_passes(run: Run, config: Path) -> None:
         (("model.weights=nowhere.pth",), ("nowhere.pth",)),
         (("data.channels=3",), ("data.mean",)),
         (("--nproc", "2", "--deterministic", "train.logical_shards=5"), ("train.logical_shards 5",)),
+        (("--nproc", "5", "--deterministic"), ("train.logical_shards 4", "5 ranks")),
+        (("train.accumulate=2", "model.backbone.norm=sync"), ("train.accumulate", "norm")),
         (("--deterministic", "model.backbone.norm=batch"), ("norm",)),
         (("cluster=3",), ("cluster", "3")),
         (("train.engine.name=deepsped",), ("deepsped", "deepspeed")),

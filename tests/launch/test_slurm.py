@@ -173,7 +173,7 @@ def test_requeues_end_when_no_attempt_makes_a_step(submit: Submit, tmp_path: Pat
         (("--gpus-per-node", "-1"), "--gpus-per-node -1"),
         (("--nproc-per-node", "0"), "--nproc-per-node 0"),
         (("--nproc-per-node", "3"), "train.batch_size 64 is not divisible by 6"),
-        (("deterministic=true", "--nproc-per-node", "4"), "train.logical_shards 4 is not divisible by 8"),
+        (("deterministic=true", "--nproc-per-node", "4"), "train.logical_shards 4 is too few for 8 ranks"),
         (("train.epoch=3",), "did you mean 'epochs'"),
         (("data.shards=nowhere",), "there are no shards at nowhere"),
         (("--signal-seconds", "0"), "--signal-seconds 0"),

@@ -8,6 +8,8 @@ Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limi
 https://arxiv.org/abs/2101.06983) and many ranks are one mechanism. Engines differ in how the gradients of the pieces
 are summed and where weights and moments live.
 
+Nothing that is not finite is applied: `step` has the ranks agree first, and says what it was (finite.py).
+
 Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D embedding width, P parameters.
 """
 
@@ -20,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_shards.samplers import shares
 from trainer import distributed
+from trainer.engines import finite, replicas
 from trainer.engines.scaling import LossScale
 from trainer.model import EmbeddingModel
 from trainer.optim import RateHolder
@@ -36,22 +40,29 @@ class Engine(ABC):
 
     Args:
         model: an EmbeddingModel on its device.
-        pieces: forward passes this rank splits its rows into.
+        pieces: equal parts that the ranks together split a batch into, one forward pass each; ranks hold contiguous
+            runs of them, whose lengths differ by one at most. One per rank when not given.
         cached: forward again before the backward of a piece, so that only one piece's graph is in memory.
         precision: "fp32", "bf16" or "fp16" (autocast of the network alone; weights, vectors and losses are float32).
     """
 
     optimiser: RateHolder
 
-    def __init__(self, model: EmbeddingModel, pieces: int, cached: bool, precision: str) -> None:
+    def __init__(self, model: EmbeddingModel, pieces: int | None, cached: bool, precision: str) -> None:
         self.model = model
-        self.pieces, self.cached = pieces, cached
+        world = distributed.world_size()
+        self.num_pieces, self.cached = pieces or world, cached
+        self.runs = [shares(self.num_pieces, rank, world) for rank in range(world)]
+        self.own = self.runs[distributed.rank()]
+        assert all(self.runs), "fewer pieces than ranks"
         self.dtype = PRECISIONS[precision]
         self.device = next(model.parameters()).device
         self.scale = LossScale() if precision == "fp16" else None
         self._inputs: list[tuple[Tensor, Tensor | None]] = []
         self._outputs: list[Tensor] = []
         self._leaf: Tensor | None = None
+        self._rows = 0  # of a piece
+        self._vectors_fine = self._loss_fine = torch.tensor(True)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute the network in its precision."""
@@ -63,41 +74,72 @@ class Engine(ABC):
         """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off."""
 
     def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images."""
-        rows = images.shape[0] // self.pieces
-        keeps = keep.split(rows) if keep is not None else [None] * self.pieces
-        self._inputs = list(zip(images.split(rows), keeps, strict=True))
+        """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images.
+
+        Values that are not finite are zero in it, so that no miner trips over them: `step` will not be applied.
+        """
+        self._rows = images.shape[0] // len(self.own)
+        keeps = keep.split(self._rows) if keep is not None else [None] * len(self.own)
+        self._inputs = list(zip(images.split(self._rows), keeps, strict=True))
         with torch.set_grad_enabled(not self.cached):
             self._outputs = [self.forward(*piece) for piece in self._inputs]
         local = torch.cat([output.detach() for output in self._outputs])
+        self._vectors_fine = local.isfinite().all()
         with distributed.stage("gather of the vectors"):
-            self._leaf = distributed.gather_rows(local).requires_grad_()
+            whole = distributed.gather_runs(local, [len(run) * self._rows for run in self.runs])
+        self._leaf = torch.where(whole.isfinite(), whole, 0.0).requires_grad_()
         return self._leaf
 
-    def backward(self, loss: Tensor) -> bool:
-        """Leave the gradient of the global loss on every parameter; False when it or the loss is not finite."""
+    def backward(self, loss: Tensor) -> None:
+        """Leave the gradient of the global loss on every parameter, or NaN when this rank saw what is not finite."""
         assert self._leaf is not None
         loss.backward()
         gradient = self._leaf.grad
         if gradient is None:
             gradient = torch.zeros_like(self._leaf)
-        if not bool(torch.isfinite(loss) & torch.isfinite(gradient).all()):
-            return False
-        local = gradient.view(distributed.world_size(), -1, gradient.shape[1])[distributed.rank()]
+        self._loss_fine = loss.detach().isfinite() & gradient.isfinite().all()
+        local = gradient[self.own.start * self._rows : self.own.stop * self._rows]
+        # No look at the flags here: that would wait for the device. NaN reaches all ranks with the sum.
+        local = torch.where(self._vectors_fine & self._loss_fine, local, torch.nan)
         with distributed.stage("sum of the gradients"):
             self._send_back(local)
-        return True
+
+    def _agree(self, gradients_fine: Tensor) -> finite.Verdict:
+        """Return what the ranks together say of this step."""
+        return finite.agree(self._vectors_fine, self._loss_fine, gradients_fine)
+
+    def _outcome(self, verdict: finite.Verdict) -> str | None:
+        """Return what `step` returns; the loss scale learns what it is to blame for."""
+        if self.scale is not None and (verdict.fine or verdict.overflow):
+            return None if self.scale.update(verdict.fine) else verdict.cause
+        return None if verdict.fine else verdict.cause
 
     @abstractmethod
     def _send_back(self, gradient: Tensor) -> None:
         """Take this rank's rows (n, D) of the leaf's gradient back through the network, and add up over the ranks."""
 
     @abstractmethod
-    def step(self) -> bool:
-        """Apply the gradients; False when they were not finite, and then nothing was applied.
+    def step(self) -> str | None:
+        """Apply the gradients; when something was not finite apply nothing, on no rank, and return what it was.
 
-        With fp16 a step that is left out to lower the loss scale is part of the method, and not False.
+        With fp16 a step that is left out to lower the loss scale is part of the method: None.
         """
+
+    def check_replicas(self, step: int) -> None:
+        """Compare what every rank should hold alike; all ranks ask together. `step` is for the message.
+
+        Raises:
+            ReplicasDiffer: a rank's weights or moments are not those of the others.
+        """
+        held = self._replicas()
+        if held and distributed.world_size() > 1:
+            with distributed.stage("comparison of the ranks"):
+                sums = distributed.gather_rows(replicas.bit_sum(held, self.device)[None]).tolist()
+            replicas.check(sums, step)
+
+    @abstractmethod
+    def _replicas(self) -> list[Tensor]:
+        """Return the tensors that every rank holds alike, in one order; none where everything is spread."""
 
     @abstractmethod
     def averaged(self) -> AbstractContextManager[None]:

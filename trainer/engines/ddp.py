@@ -1,14 +1,15 @@
 """Whole weights and moments on every rank; gradients are summed in one of two ways.
 
-Fast: torch's DistributedDataParallel, overlapped with backward. Deterministic: every logical piece's gradient is
-gathered and added by a fixed pairwise tree, so that the bytes depend on the number of logical pieces only, never on
-the number of ranks.
+Fast: torch's DistributedDataParallel, overlapped with backward. Deterministic: the gradients of the logical pieces are
+added by a fixed tree (tree.py), each rank the subtrees of its own pieces and all of them the rest, so that the bytes
+depend on the number of logical pieces only, never on the number of ranks.
 
-Legend: L pieces of all ranks, P parameters.
+Legend: P values of all parameters.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,19 +19,11 @@ from torch import Tensor, nn
 from data_shards import keyed
 from trainer import distributed
 from trainer.averaging import WeightAverage
+from trainer.engines import tree
 from trainer.engines.base import Engine, by_kind
 from trainer.engines.scaling import unscale
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
-
-
-def pairwise_sum(rows: Tensor) -> Tensor:
-    """Return the sum over dimension 0 by a fixed binary tree: (L, P) -> (P,)."""
-    while len(rows) > 1:
-        paired = rows[: len(rows) // 2 * 2]
-        summed = paired[0::2] + paired[1::2]
-        rows = torch.cat([summed, rows[len(paired) :]])
-    return rows[0]
 
 
 class DDPEngine(Engine):
@@ -50,7 +43,7 @@ class DDPEngine(Engine):
         self,
         model: EmbeddingModel,
         make_optimiser: Callable[[EmbeddingModel], torch.optim.Optimizer],
-        pieces: int = 1,
+        pieces: int | None = None,
         cached: bool = False,
         deterministic: bool = False,
         precision: str = "fp32",
@@ -59,7 +52,8 @@ class DDPEngine(Engine):
     ) -> None:
         super().__init__(model, pieces, cached, precision)
         self.optimiser = make_optimiser(model)
-        assert cached or deterministic or pieces == 1, "DistributedDataParallel takes several pieces one after another"
+        assert deterministic or len(set(map(len, self.runs))) == 1, "DistributedDataParallel needs equal ranks"
+        assert cached or deterministic or len(self.own) == 1, "and takes several pieces one after another"
         self.deterministic, self.clip_norm = deterministic, clip_norm
         self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
         self.average = WeightAverage(model, average_decay) if average_decay else None
@@ -83,7 +77,7 @@ class DDPEngine(Engine):
         if not self.cached:
             self._outputs[0].backward(gradient)
             return
-        pieces = gradient.split(gradient.shape[0] // self.pieces)
+        pieces = gradient.split(self._rows)
         with self.network.no_sync():  # type: ignore[operator]
             for inputs, piece in zip(self._inputs[:-1], pieces[:-1], strict=True):
                 self.forward(*inputs).backward(piece)
@@ -91,29 +85,46 @@ class DDPEngine(Engine):
 
     def _backward_by_tree(self, gradient: Tensor) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        flat = []
-        for inputs, output, piece in zip(
-            self._inputs, self._outputs, gradient.split(gradient.shape[0] // self.pieces), strict=True
-        ):
-            graph = self.forward(*inputs) if self.cached else output
-            gradients = torch.autograd.grad(graph, parameters, piece)
-            flat.append(torch.cat([g.reshape(-1) for g in gradients]))
-        total = pairwise_sum(distributed.gather_rows(torch.stack(flat)))
+        pieces = gradient.split(self._rows)
+
+        def leaf(node: tree.Node) -> Tensor | None:
+            if node[1] - node[0] > 1:
+                return None
+            i = node[0] - self.own.start
+            graph = self.forward(*self._inputs[i]) if self.cached else self._outputs[i]
+            return torch.cat([g.reshape(-1) for g in torch.autograd.grad(graph, parameters, pieces[i])])
+
+        total = self._sum_over_ranks(leaf)
         for parameter, values in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = values.view(parameter.shape).clone(memory_format=torch.preserve_format)
 
-    def step(self) -> bool:
+    def _sum_over_ranks(self, leaf: Callable[[tree.Node], Tensor | None]) -> Tensor:
+        """Return the sum (P,) over all pieces; `leaf` gives those of this rank, which are taken from left to right."""
+        nodes = [tree.subtrees(0, self.num_pieces, run) for run in self.runs]
+        own = torch.stack([tree.add_up(*node, leaf) for node in nodes[distributed.rank()]])
+        sums = distributed.gather_runs(own, [len(held) for held in nodes])
+        known = dict(zip(itertools.chain(*nodes), sums, strict=True))
+        return tree.add_up(0, self.num_pieces, known.get)
+
+    def step(self) -> str | None:
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if self.scale is not None:
-            finite = unscale(self.model.parameters(), self.scale.value)
-            fine = self.scale.update(finite)
-            if not finite:
-                return fine
+            unscale(gradients, self.scale.value)
+        norm = nn.utils.get_total_norm(gradients)  # not finite either when a square would not be
+        verdict = self._agree(norm.isfinite())
+        if verdict.fine:
+            self._apply(norm)
+        return self._outcome(verdict)
+
+    def _apply(self, norm: Tensor) -> None:
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
         self.optimiser.step()
         if self.average is not None:
             self.average.update()
-        return True
+
+    def _replicas(self) -> list[Tensor]:
+        return list(self.tensors().values())
 
     def averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

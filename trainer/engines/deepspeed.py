@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data_shards import keyed
 from data_shards.errors import UserError
 from trainer import distributed
+from trainer.engines import finite
 from trainer.engines.base import Engine, by_kind
 from trainer.engines.scaling import unscale
 from trainer.engines.slots import CutSlots, Slots, ThirdStage, WholeSlots
@@ -61,7 +62,7 @@ class DeepSpeedEngine(Engine):
         self,
         model: EmbeddingModel,
         make_optimiser: Callable[[EmbeddingModel], torch.optim.Optimizer],
-        pieces: int = 1,
+        pieces: int | None = None,
         cached: bool = False,
         precision: str = "fp32",
         clip_norm: float | None = None,
@@ -71,9 +72,10 @@ class DeepSpeedEngine(Engine):
         persistence_threshold: int = 100_000,
     ) -> None:
         check_zero(zero_stage, offload, persistence_threshold)
-        assert cached or pieces == 1, "several graphs at once are not kept: pieces are cached"
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         super().__init__(model, pieces, cached, precision)
+        assert len(set(map(len, self.runs))) == 1, "DeepSpeed needs equal ranks"
+        assert cached or len(self.own) == 1, "several graphs at once are not kept: pieces are cached"
         self.zero_stage = zero_stage
         self.trained = copy.deepcopy(model) if zero_stage == 3 else model
         deepspeed = _library(timeout_s)
@@ -86,7 +88,7 @@ class DeepSpeedEngine(Engine):
         }
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # only DeepSpeed's own speed display would read it
-            "gradient_accumulation_steps": pieces,
+            "gradient_accumulation_steps": len(self.own),
             "gradient_clipping": clip_norm or 0.0,
             "steps_per_print": None,
             "zero_optimization": zero,
@@ -113,23 +115,44 @@ class DeepSpeedEngine(Engine):
             gradient = gradient * self.scale.value
         elif self.scale is not None:
             self.optimiser.override_loss_scale(self.scale.value)  # type: ignore[attr-defined]
-        pieces = gradient.split(gradient.shape[0] // self.pieces)
+        pieces = gradient.split(self._rows)
         for i, (inputs, piece) in enumerate(zip(self._inputs, pieces, strict=True)):
             output = self.forward(*inputs) if self.cached else self._outputs[i]
-            self._engine.set_gradient_accumulation_boundary(i == self.pieces - 1)
+            self._engine.set_gradient_accumulation_boundary(i == len(self.own) - 1)
             # DeepSpeed starts from a scalar; the derivative of this one by the vectors is `piece`.
             self._engine.backward((output * piece).sum(), scale_wrt_gas=False)
 
-    def step(self) -> bool:
-        if self.scale is not None and self.zero_stage == 0:  # the other stages divide by the scale themselves
-            finite = unscale(self.trained.parameters(), self.scale.value)
-            if not finite:
-                self._engine.zero_grad()
-                return self.scale.update(False)
+    def step(self) -> str | None:
+        return self._outcome(self._step_whole() if self.zero_stage == 0 else self._step_parts())
+
+    def _step_whole(self) -> finite.Verdict:
+        """Step where every rank has all gradients, at which DeepSpeed itself takes no look."""
+        gradients = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
+        if self.scale is not None:
+            unscale(gradients, self.scale.value)
+        verdict = self._agree(nn.utils.get_total_norm(gradients).isfinite())
+        if verdict.fine:
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return verdict
+
+    def _step_parts(self) -> finite.Verdict:
+        """Step where the ranks have parts: DeepSpeed unscales, looks, and has the ranks agree."""
         with distributed.stage("step of the optimiser"):
             self._engine.step()
-        applied = bool(self._engine.was_step_applied())
-        return applied if self.scale is None else self.scale.update(applied)
+        if self._engine.was_step_applied():
+            return finite.Verdict((), (), (), distributed.world_size())
+        return self._agree(torch.tensor(False, device=self.device))
+
+    def _replicas(self) -> list[Tensor]:
+        if self.zero_stage == 3:
+            return []
+        moments: list[Tensor] = []
+        if self.zero_stage == 0:
+            entries = self.slots.entries()
+            moments = [self.slots.read(p, entry) for p in self.trained.parameters() for entry in entries]
+        return [*self.trained.state_dict().values(), *moments]
 
     # -- whole tensors
 

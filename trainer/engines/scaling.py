@@ -7,10 +7,8 @@ the same number on every rank and in every engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale is doubled
 
@@ -45,8 +43,6 @@ class LossScale:
 
 
 @torch.no_grad()
-def unscale(parameters: Iterable[nn.Parameter], scale: float) -> bool:
-    """Divide all gradients by the scale; return whether they are finite."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+def unscale(gradients: list[Tensor], scale: float) -> None:
+    """Divide all gradients by the scale."""
     torch._foreach_mul_(gradients, 1 / scale)
-    return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_shards.samplers import batch_slice
 from tests.ranks import run_on_ranks
 from trainer import distributed
 from trainer.backbones.small import SmallResNet
-from trainer.engines.ddp import DDPEngine, pairwise_sum
+from trainer.engines.ddp import DDPEngine
+from trainer.engines.replicas import ReplicasDiffer
 from trainer.heads.attention import AttentionEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
@@ -34,16 +36,17 @@ def images() -> Tensor:
     return torch.from_numpy(np.random.default_rng(1).normal(size=(8, 1, 12, 12)).astype(np.float32))
 
 
-def _trained(steps: int, pieces_of_all: int, cached: bool, deterministic: bool) -> dict[str, np.ndarray]:
-    world = distributed.world_size()
+def local_images(pieces: int) -> Tensor:
+    start, stop = batch_slice(8, pieces, distributed.rank(), distributed.world_size())
+    return images()[start:stop]
+
+
+def _trained(steps: int, pieces: int, cached: bool, deterministic: bool) -> dict[str, np.ndarray]:
     make = functools.partial(torch.optim.Adam, lr=1e-2)
-    pieces = max(1, pieces_of_all // world)
     engine = DDPEngine(make_model(), lambda m: make(m.parameters()), pieces, cached, deterministic)
-    share = 8 // world
-    local = images()[distributed.rank() * share : (distributed.rank() + 1) * share]
     for _ in range(steps):
-        assert engine.backward(global_loss(engine.embed(local, None)))
-        engine.step()
+        engine.backward(global_loss(engine.embed(local_images(pieces), None)))
+        assert engine.step() is None
     named = {name: value.numpy() for name, value in engine.tensors().items()}
     named["gradient"] = torch.cat([p.grad.reshape(-1) for p in engine.model.parameters()]).numpy()
     return named
@@ -59,11 +62,13 @@ def plain_gradient() -> np.ndarray:
     ("world_size", "pieces", "cached", "deterministic"),
     [
         (1, 1, False, False),
-        (2, 1, False, False),
+        (2, 2, False, False),
         (1, 4, True, False),
         (2, 4, True, False),
         (2, 4, False, True),
         (1, 4, True, True),
+        (3, 4, False, True),
+        (3, 8, True, True),
     ],
 )
 def test_gradient_is_that_of_one_plain_backward(
@@ -74,50 +79,120 @@ def test_gradient_is_that_of_one_plain_backward(
         np.testing.assert_allclose(found["gradient"], expected, atol=2e-6 * np.abs(expected).max() + 1e-7)
 
 
-def test_deterministic_steps_have_the_same_bytes_for_1_2_and_4_ranks_cached_or_not() -> None:
-    (one,) = run_on_ranks(_trained, 1, 3, 4, False, True)
-    others = [*run_on_ranks(_trained, 2, 3, 4, False, True), *run_on_ranks(_trained, 4, 3, 4, False, True)]
-    others += run_on_ranks(_trained, 2, 3, 4, True, True)
+@pytest.mark.parametrize(("pieces", "worlds"), [(4, (2, 3, 4)), (8, (3, 4))])
+def test_deterministic_steps_have_the_same_bytes_for_any_number_of_ranks_cached_or_not(
+    pieces: int, worlds: tuple[int, ...]
+) -> None:
+    (one,) = run_on_ranks(_trained, 1, 3, pieces, False, True)
+    others = [found for world in worlds for found in run_on_ranks(_trained, world, 3, pieces, False, True)]
+    others += run_on_ranks(_trained, 3, 3, pieces, True, True)
     assert any(name.endswith("exp_avg_sq") for name in one)
     for other in others:
         assert set(other) == set(one)
         for name in one:
-            assert np.array_equal(one[name], other[name]), name
+            assert one[name].tobytes() == other[name].tobytes(), name
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 8])
-def test_pairwise_sum_is_a_sum_by_a_fixed_tree(num_rows: int) -> None:
-    rows = torch.randn(num_rows, 5, dtype=torch.float64)
-    torch.testing.assert_close(pairwise_sum(rows), rows.sum(0))
+def _disturbed(where: str, rank: int, deterministic: bool, cached: bool) -> tuple[list[str | None], bool]:
+    """A step, one that is disturbed on one rank, and one more: what `step` said, and whether the second left no trace.
 
-    def tree(items: list[Tensor]) -> Tensor:
-        while len(items) > 1:
-            pairs = [items[i] + items[i + 1] for i in range(0, len(items) - 1, 2)]
-            items = pairs + ([items[-1]] if len(items) % 2 else [])
-        return items[0]
+    The reference takes the first and the third step only.
+    """
+    engines = [
+        DDPEngine(
+            make_model(),
+            lambda m: torch.optim.Adam(m.parameters(), lr=1e-2),
+            4 if deterministic or cached else None,
+            cached,
+            deterministic,
+            clip_norm=0.5,
+            average_decay=0.9,
+        )
+        for _ in range(2)
+    ]
+    found = []
+    for engine in engines:
+        for disturbed in (False, True, False) if engine is engines[0] else (False, False):
+            said = _step(engine, where if disturbed and distributed.rank() == rank else "")
+            found.append(said)
+    first, second = (engine.tensors() for engine in engines)
+    return found, all(torch.equal(value, second[name]) for name, value in first.items())
 
-    assert torch.equal(pairwise_sum(rows), tree(list(rows)))
+
+def _step(engine: DDPEngine, where: str) -> str | None:
+    local = local_images(engine.num_pieces)
+    if where == "vectors":
+        local[1, 0, 2, 3] = torch.inf
+    bias = engine.model.head.embedding.bias
+    hook = bias.register_hook(lambda gradient: gradient * torch.nan) if where == "layer" else None
+    loss = global_loss(engine.embed(local, None))
+    engine.backward(loss * torch.nan if where == "loss" else loss)
+    if hook is not None:
+        hook.remove()
+    if where == "sum":
+        next(engine.model.backbone.parameters()).grad.view(-1)[3] = torch.nan
+    return engine.step()
 
 
-def _non_finite() -> list[bool]:
-    engine = DDPEngine(make_model(), lambda m: torch.optim.SGD(m.parameters(), lr=1.0))
-    before = {name: value.clone() for name, value in engine.tensors().items()}
-    answers = []
-    for factor in (float("nan"), float("inf"), 1.0):
-        vectors = engine.embed(images(), None)
-        answers.append(engine.backward((vectors * factor).sum()))
-    same = all(torch.equal(value, before[name]) for name, value in engine.tensors().items())
-    return [*answers, same]
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("vectors", "the vectors of rank 1"),
+        ("loss", "the loss on rank 1"),
+        ("layer", "the gradients"),
+        ("sum", "the gradients on rank 1"),
+    ],
+)
+@pytest.mark.parametrize(("deterministic", "cached"), [(False, False), (False, True), (True, False)])
+def test_what_is_not_finite_on_one_rank_is_applied_on_none(
+    where: str, said: str, deterministic: bool, cached: bool
+) -> None:
+    for found, untouched in run_on_ranks(_disturbed, 2, where, 1, deterministic, cached):
+        assert found == [None, said, None, None, None]
+        assert untouched
 
 
-def test_non_finite_loss_is_reported_and_leaves_the_weights() -> None:
-    assert run_on_ranks(_non_finite, 1) == [[False, False, True, True]]
+def _replicas(flipped: list[int]) -> list[str]:
+    engine = DDPEngine(
+        make_model(), lambda m: torch.optim.Adam(m.parameters()), 4, deterministic=True, average_decay=0.9
+    )
+    _step(engine, "")
+    engine.check_replicas(1)
+    said = []
+    parameter = next(engine.model.parameters())
+    for tensor in (parameter, engine.optimiser.state[parameter]["exp_avg_sq"]):
+        bits = tensor.data.view(-1).view(torch.int32)
+        if distributed.rank() in flipped:
+            bits[5] ^= 1
+        try:
+            engine.check_replicas(2)
+        except ReplicasDiffer as error:
+            said.append(str(error))
+        if distributed.rank() in flipped:
+            bits[5] ^= 1
+    engine.check_replicas(3)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("world", "flipped", "named"), [(2, [1], "ranks 0, 1"), (3, [2], "rank 2"), (3, [0], "rank 0")]
+)
+def test_a_flipped_bit_of_one_rank_is_noticed_and_the_rank_named(world: int, flipped: list[int], named: str) -> None:
+    for said in run_on_ranks(_replicas, world, flipped):
+        assert [text.split(" held ")[0] for text in said] == [f"at step 2 {named}"] * 2
+
+
+def _one_rank_has_nothing_to_compare() -> None:
+    DDPEngine(make_model(), lambda m: torch.optim.Adam(m.parameters())).check_replicas(0)
+
+
+def test_one_rank_has_nothing_to_compare() -> None:
+    run_on_ranks(_one_rank_has_nothing_to_compare, 1)
 
 
 def _grown() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     engine = DDPEngine(make_model(), lambda m: torch.optim.Adam(m.parameters(), lr=1e-2))
-    engine.backward(global_loss(engine.embed(images(), None)))
-    engine.step()
+    _step(engine, "")
     before = {name: value.clone().numpy() for name, value in engine.tensors().items()}
     permutation = [3, 1, 0, 2, *range(4, 12)]
     engine.permute_and_reset(permutation, [10, 11], seed=5)
@@ -143,8 +218,7 @@ def _round_trip() -> list[bool]:
         lambda m: torch.optim.Adam(m.parameters()),
         average_decay=0.9,
     )
-    engine.backward(global_loss(engine.embed(images(), None)))
-    engine.step()
+    _step(engine, "")
     saved = {name: value.clone() for name, value in engine.tensors().items()}
     other = DDPEngine(
         make_model().to(memory_format=torch.channels_last),
@@ -153,8 +227,7 @@ def _round_trip() -> list[bool]:
     )
     other.load_tensors(saved)
     for each in (engine, other):
-        each.backward(global_loss(each.embed(images(), None)))
-        each.step()
+        _step(each, "")
     return [torch.equal(value, other.tensors()[name]) for name, value in engine.tensors().items()]
 
 

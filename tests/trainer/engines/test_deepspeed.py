@@ -22,6 +22,7 @@ from trainer.backbones.small import SmallResNet
 from trainer.engines.base import Engine
 from trainer.engines.ddp import DDPEngine
 from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
+from trainer.engines.replicas import ReplicasDiffer
 from trainer.heads.attention import AttentionEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
@@ -38,6 +39,7 @@ STAGES = (0, 1, 2, 3)
 ROWS = 12
 PERMUTATION = [3, 1, 0, 2, *range(4, 13)]
 RESET = [11, 12]
+POISONED = ("ddp", *(f"zero {stage}" for stage in STAGES), "zero 2 pieces", "zero 3 cut small", "zero 2 offload")
 # name -> (precision, optimiser, pieces, further arguments of DeepSpeedEngine or None for DDPEngine)
 Case = tuple[str, str, int, dict[str, Any] | None]
 CASES: dict[str, Case] = {
@@ -67,7 +69,8 @@ def make_engine(case: Case) -> Engine:
     def optimise(net: EmbeddingModel) -> torch.optim.Optimizer:
         return make(parameter_groups(net, 1e-2, 3e-2), 1e-2)
 
-    shared: dict[str, Any] = {"pieces": pieces, "cached": pieces > 1, "precision": precision, "clip_norm": 0.5}
+    of_all = pieces * distributed.world_size()
+    shared: dict[str, Any] = {"pieces": of_all, "cached": pieces > 1, "precision": precision, "clip_norm": 0.5}
     if zero is None:
         return DDPEngine(model, optimise, **shared)
     return DeepSpeedEngine(model, optimise, **shared, **zero)
@@ -93,8 +96,8 @@ def embed(engine: Engine) -> Tensor:
 def step(engine: Engine, factor: float) -> float:
     loss = global_loss(embed(engine))
     set_rates(engine.optimiser, factor)
-    assert engine.backward(loss)
-    assert engine.step()
+    engine.backward(loss)
+    assert engine.step() is None
     return float(loss.detach())
 
 
@@ -121,7 +124,9 @@ def run_case(case: Case) -> dict[str, Any]:
 def run_cases() -> dict[str, Any]:
     found: dict[str, Any] = {name: run_case(case) for name, case in CASES.items()}
     found["disturbed"] = {name: disturb(case) for name, case in CASES.items() if "fp16" in name}
-    found["infinite"] = {stage: overflow_in_full_precision(CASES[f"zero {stage}"]) for stage in (1, 2, 3)}
+    found["infinite"] = {stage: overflow_in_full_precision(CASES[f"zero {stage}"]) for stage in STAGES}
+    found["poisoned"] = {name: poison(CASES[name]) for name in POISONED}
+    found["different"] = {stage: differ(CASES[f"zero {stage}"]) for stage in STAGES}
     return found
 
 
@@ -135,9 +140,11 @@ def disturb(case: Case) -> dict[str, Any]:
     assert engine.scale is not None
     step(engine, 1.0)
     before = arrays(engine)
-    found: dict[str, Any] = {"refused": not engine.backward(global_loss(embed(engine)) * float("nan"))}
+    engine.backward(global_loss(embed(engine)) * float("nan"))
+    found: dict[str, Any] = {"refused": engine.step()}
     engine.scale.value = 2.0**60
-    found["left out"] = engine.backward(global_loss(embed(engine))) and engine.step()
+    engine.backward(global_loss(embed(engine)))
+    found["left out"] = engine.step()
     found.update({"scale": engine.scale.value, "untouched": not unlike(arrays(engine), before)})
     engine.scale.value = 2.0**10
     step(engine, 1.0)
@@ -149,8 +156,47 @@ def overflow_in_full_precision(case: Case) -> dict[str, Any]:
     before = arrays(engine)
     vectors = embed(engine)
     steep = ((vectors - vectors.detach()) * 1e38).sum()  # zero, with a gradient that the network makes infinite
-    found = {"leaf is finite": engine.backward(steep), "applied": engine.step()}
-    return {**found, "untouched": not unlike(arrays(engine), before)}
+    engine.backward(steep)
+    return {"said": engine.step(), "untouched": not unlike(arrays(engine), before)}
+
+
+def poison(case: Case) -> dict[str, Any]:
+    """Have one rank of three see what is not finite, in three places, after a step; take a step then."""
+    engine = make_engine(case)
+    step(engine, 1.0)
+    before, said = arrays(engine), {}
+    for where in ("vectors", "loss", "layer"):
+        odd = distributed.rank() == 1
+        local = images()[ROWS // 3 * distributed.rank() :][: ROWS // 3].clone()
+        if odd and where == "vectors":
+            local[0, 0, 3, 3] = torch.nan
+        loss = global_loss(engine.embed(local, None))
+        network = getattr(engine, "trained", engine.model)
+        hook = network.head.embedding.bias.register_hook(lambda g: g * torch.inf) if odd and where == "layer" else None
+        engine.backward(loss * torch.inf if odd and where == "loss" else loss)
+        if hook is not None:
+            hook.remove()
+        said[where] = engine.step()
+    untouched = not unlike(arrays(engine), before)
+    step(engine, 1.0)
+    return {**said, "untouched": untouched, "goes on": bool(unlike(arrays(engine), before)) or distributed.rank() > 0}
+
+
+def differ(case: Case) -> list[bool]:
+    """Flip a bit of one rank's weights, and of its moments where they are whole; return what is noticed."""
+    engine = make_engine(case)
+    step(engine, 1.0)
+    engine.check_replicas(1)
+    noticed = []
+    for tensor in engine._replicas()[:1]:
+        if distributed.rank() == 2:
+            tensor.view(-1).view(torch.int32)[2] ^= 1
+        try:
+            engine.check_replicas(2)
+            noticed.append(False)
+        except ReplicasDiffer as error:
+            noticed.append("at step 2 rank 2 held" in str(error))
+    return noticed
 
 
 def resume(name: str, saved: Arrays) -> Arrays:
@@ -238,13 +284,23 @@ def test_checkpoints_cross_engines_stages_and_numbers_of_ranks(results: dict[str
 
 def test_what_is_not_finite_is_never_applied(results: dict[str, Any]) -> None:
     for name, answers in results["disturbed"].items():
-        expected = {"refused": True, "left out": True, "scale": 2.0**59, "untouched": True, "goes on": True}
+        expected = {"refused": "the loss", "left out": None, "scale": 2.0**59, "untouched": True, "goes on": True}
         assert answers == expected, name
 
 
 def test_an_infinite_gradient_in_full_precision_is_reported(results: dict[str, Any]) -> None:
     for stage, answers in results["infinite"].items():
-        assert answers == {"leaf is finite": True, "applied": False, "untouched": True}, stage
+        assert answers == {"said": "the gradients", "untouched": True}, stage
+
+
+def test_what_is_not_finite_on_one_rank_is_applied_on_none(results: dict[str, Any]) -> None:
+    places = {"vectors": "the vectors of rank 1", "loss": "the loss on rank 1", "layer": "the gradients"}
+    for name, answers in results["poisoned"].items():
+        assert answers == {**places, "untouched": True, "goes on": True}, name
+
+
+def test_a_flipped_bit_of_one_rank_is_noticed_wherever_the_ranks_hold_the_same(results: dict[str, Any]) -> None:
+    assert results["different"] == {0: [True], 1: [True], 2: [True], 3: []}
 
 
 @pytest.mark.parametrize(
