@@ -49,6 +49,29 @@ def decode(line: bytes, number: int) -> Event | None:
     return event if sound and isinstance(event, dict) else None
 
 
+def _decoded(content: bytes, path: Path) -> list[Event]:
+    """Return the events of whole lines; raises DataIntegrityError for one that is not what was written."""
+    events: list[Event] = []
+    for line in content.split(b"\n")[:-1]:
+        event = decode(line, len(events))
+        if event is None:
+            raise DataIntegrityError(
+                f"Record {len(events) + 1} of {path} is damaged; restore a copy of it, or start a new run folder."
+            )
+        events.append(event)
+    return events
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return the records of a journal that somebody may be writing, without its lock; a torn last line is left out.
+
+    Raises:
+        DataIntegrityError: a record is damaged.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    return _decoded(content[: content.rfind(b"\n") + 1], path)
+
+
 class Journal:
     """The records of one file; `events` holds what was read and appended so far, in order."""
 
@@ -84,31 +107,21 @@ class Journal:
                 if not isinstance(error, BlockingIOError):
                     raise
                 if time.monotonic() >= deadline:
-                    raise RunTaken(f"Another controller owns {self.path}; stop that run first.") from None
+                    raise RunTaken(f"Another process owns {self.path}; stop that run first.") from None
                 time.sleep(0.05)
 
     def _recover(self, content: bytes) -> list[Event]:
-        events: list[Event] = []
-        position = 0
-        while position < len(content):
-            end = content.find(b"\n", position)
-            event = decode(content[position : len(content) if end < 0 else end], len(events))
-            if end < 0:
-                # Torn while being written, hence never acknowledged; a record that lacks only its end of line is
-                # written again in full.
-                os.ftruncate(self._file, position)
-                os.fsync(self._file)
-                if event is not None:
-                    self._write(encode(len(events), event))
-                    events.append(event)
-                return events
-            if event is None:
-                raise DataIntegrityError(
-                    f"Record {len(events) + 1} of {self.path} is damaged; restore the file from a copy, or start a new "
-                    "run folder."
-                )
-            events.append(event)
-            position = end + 1
+        whole, newline, tail = content.rpartition(b"\n")
+        events = _decoded(whole + newline, self.path)
+        if tail:
+            # Torn while being written, hence never acknowledged; a record that lacks only its end of line is written
+            # again in full.
+            event = decode(tail, len(events))
+            os.ftruncate(self._file, len(whole + newline))
+            os.fsync(self._file)
+            if event is not None:
+                self._write(encode(len(events), event))
+                events.append(event)
         return events
 
     def append(self, event: Event) -> None:

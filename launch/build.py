@@ -342,6 +342,7 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         monitor=config.growth.monitor,
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,
+        on_save_error=config.checkpoint.on_error,
         on_nonfinite=config.train.on_nonfinite,
         cluster_timeout_s=config.cluster.timeout_s,
         max_nonfinite=config.train.max_nonfinite,

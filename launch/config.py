@@ -164,6 +164,8 @@ class EvaluateSection(Section):
 class CheckpointSection(Section):
     every_steps: int | None = Field(None, gt=0, description="besides the one at the end of every epoch")
     keep: int = Field(2, ge=2)
+    asynchronous: bool = Field(False, description="write beside the training, from a copy in host memory")
+    on_error: Literal["continue", "stop"] = Field("continue", description="when one cannot be written: a full disk")
 
 
 class RaySection(Section):
@@ -180,7 +182,7 @@ class RaySection(Section):
 
 class LaunchSection(Section):
     nproc: int = Field(1, gt=0)
-    max_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(3, ge=0, description="restarts in a row without a newer checkpoint")
     timeout_s: float = Field(600.0, gt=0, description="of every collective")
     threads: int | None = Field(
         None, gt=0, description="threads of a rank; the cores divided by the ranks when not given"

@@ -13,30 +13,35 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.processes import die_with_parent
-from data_shards.errors import UserError
+from data_shards.errors import DataIntegrityError, UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
-from launch import build, fingerprint, services, torchrun
+from launch import build, fingerprint, history, run_folder, services
 from launch.config import RunConfig, load_config
+from launch.ledger import Lease, Ledger, launch_id
 from launch.record import RunRecorder, SilentRecorder, append_event
-from launch.status import known_status, next_attempt, write_status
+from launch.status import write_status
 from trainer import distributed, evaluate, watchdog
-from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointStore, no_fence, read
 from trainer.export import export
 from trainer.loop import Loop
 from trainer.model import EmbeddingModel, count_parameters
+from trainer.saving import Saver
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 
 log = logging.getLogger(__name__)
-FINAL_CODES = (2, 3, 4, 6)  # what a restart cannot mend: configuration, data, numbers, a run that is taken
+# What a restart cannot mend: configuration, data, numbers, a run that is taken, no progress.
+FINAL_CODES = (2, 3, 4, 6, 7)
+TAKEN = 6
 MAX_CLOCK_DIFFERENCE_S = 5.0
 _stop = False
 
@@ -60,33 +65,71 @@ def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> in
         return 0
     watchdog.arm(run / "logs", rank, 0, config.launch.timeout_s)
     try:
-        return _train(config, run, stop_after_step)
+        with distributed.stage("start-up"):
+            distributed.initialise(config.launch.timeout_s)
+        with ExitStack() as ends:
+            attempt = _begin(config, run, ends)
+            try:
+                return _train(config, run, attempt, stop_after_step)
+            except Exception as error:
+                return _failed(run, rank, attempt.number, error)
     except Exception as error:
-        return _failed(run, rank, error)
+        return _not_begun(run, rank, error)
     finally:
         distributed.shut_down()
         watchdog.disarm()
 
 
-def _train(config: RunConfig, run: Path, stop_after_step: int | None) -> int:
-    with distributed.stage("start-up"):
-        distributed.initialise(config.launch.timeout_s)
+@dataclass(frozen=True)
+class Attempt:
+    """What the ranks of one incarnation share; only rank 0 holds the lease."""
+
+    number: int
+    run_id: str
+    lease: Lease | None
+
+
+class Refused(UserError):
+    """Rank 0 could not begin an attempt; says the same on every rank."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+def _begin(config: RunConfig, run: Path, ends: ExitStack) -> Attempt:
+    """Take the lease of the run, and have every rank know its number."""
+    lease, told = None, {}
+    if distributed.rank() == 0:
+        try:
+            lease = Ledger(run).begin(launch_id(), distributed.world_size(), config.launch.max_restarts)
+        except UserError as error:
+            told = {"reason": str(error), "exit_code": error.exit_code}
+        else:
+            ends.callback(lease.close)
+            told = {"number": lease.attempt, "run_id": lease.run_id}
+            write_status(run, state="running", attempt=lease.attempt, world_size=distributed.world_size())
+    told = distributed.broadcast_json(told)
+    if "reason" in told:
+        raise Refused(**told)
+    return Attempt(**told, lease=lease)
+
+
+def _train(config: RunConfig, run: Path, attempt: Attempt, stop_after_step: int | None) -> int:
     build.check_world_size(config, distributed.world_size())
     _compare_clocks()
-    attempt = _next_attempt(run)
-    watchdog.arm(run / "logs", distributed.rank(), attempt, config.launch.timeout_s)
+    watchdog.arm(run / "logs", distributed.rank(), attempt.number, config.launch.timeout_s)
     with ExitStack() as ends:
         with distributed.stage("connection to the cluster", at_most_s=config.cluster.timeout_s):
-            client = services.connect(config, run, attempt, ends)
+            client = services.connect(config, run, attempt.number, ends)
         ends.callback(client.close)
-        loop, recorder = _loop(config, run, attempt, client, stop_after_step)
+        loop, recorder, store = _loop(config, run, attempt, client, stop_after_step)
         ends.callback(recorder.close)
         outcome = loop.run()
         if outcome == "completed":
             with distributed.stage("final scores"):
-                finish(config, run, loop)
-        recorder.event(outcome, loop.state)
-        recorder.status(outcome, loop.state, exit_code=0 if outcome == "completed" else 75)
+                finish(config, run, loop, store)
+        _end(run, attempt, outcome, loop, recorder)
         with distributed.stage("end of the run"):
             distributed.barrier()
     return 0
@@ -105,17 +148,49 @@ def _compare_clocks() -> None:
         )
 
 
+def _end(run: Path, attempt: Attempt, outcome: str, loop: Loop, recorder: SilentRecorder) -> None:
+    """Put on record how the attempt ended: first in the ledger, which has the last word."""
+    code = 0 if outcome == "completed" else 75
+    reason = loop.not_saved.error if loop.not_saved is not None else None
+    if attempt.lease is not None:
+        where = {"epoch": loop.state.epoch, "step": loop.state.step}
+        Ledger(run).end(attempt.number, outcome, code, reason, **where)
+    recorder.event(outcome, loop.state)
+    recorder.status(outcome, loop.state, exit_code=code, reason=reason)
+
+
+def _resume(run: Path, store: CheckpointStore) -> Checkpoint | None:
+    """Return the newest valid checkpoint, the one that rank 0 chose, on every rank."""
+    found = told = None
+    if distributed.rank() == 0:
+        newest = store.newest_valid()
+        committed = history.last_commit(Ledger(run).events())
+        if newest is None and committed is not None:
+            raise DataIntegrityError(
+                f"{store.root} holds no checkpoint, but step {committed['step']} was saved there; bring it back, or"
+                " start a new run folder"
+            )
+        if newest is not None:
+            told, found = newest[0].name, newest[1]
+    told = distributed.broadcast_json(told)
+    if told is not None and found is None:
+        found = read(store.root / told)
+    return found
+
+
 def _loop(
-    config: RunConfig, run: Path, attempt: int, client: Any, stop_after_step: int | None
-) -> tuple[Loop, SilentRecorder]:
+    config: RunConfig, run: Path, attempt: Attempt, client: Any, stop_after_step: int | None
+) -> tuple[Loop, SilentRecorder, CheckpointStore]:
     device = distributed.device()
     _, train, validation, _ = build.open_splits(config)
     network = build.model(config, device)
     num_parameters = count_parameters(network)  # an engine may spread them over the ranks
     engine = build.engine(config, network, distributed.world_size())
-    store = CheckpointStore(run / "checkpoints", config.checkpoint.keep)
+    identity = {"run": attempt.run_id, "config": run_folder.config_hash(config)}
+    fence = no_fence if attempt.lease is None else attempt.lease.committing
+    store = CheckpointStore(run / "checkpoints", config.checkpoint.keep, identity, fence)
     state = build.fresh_state(config, device)
-    newest = store.newest()
+    newest = _resume(run, store)
     if newest is not None:
         engine.load_tensors(newest.tensors)
         state = RunState.from_checkpoint(newest, state.saliency)
@@ -123,7 +198,7 @@ def _loop(
             client.restore(newest.state["controller"])
     recorder: SilentRecorder = SilentRecorder()
     if distributed.rank() == 0:
-        recorder = RunRecorder(run, attempt, distributed.world_size(), state.step, config.launch.tensorboard)
+        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
         if config.model.weights == "random" and newest is None:
             log.warning("starting from RANDOM weights; model.weights=PATH takes a file with torchvision key names")
         log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
@@ -139,13 +214,13 @@ def _loop(
         build.embed_options(config),
         build.batch_rule(config),
         client,
-        store,
+        Saver(store, config.checkpoint.asynchronous),
         recorder,
-        attempt,
+        attempt.number,
         config.data.num_workers,
         should_stop=lambda: _stop,
     )
-    return loop, recorder
+    return loop, recorder, store
 
 
 def _compare_environment(run: Path, newest: Checkpoint | None, state: RunState, recorder: SilentRecorder) -> None:
@@ -160,10 +235,10 @@ def _compare_environment(run: Path, newest: Checkpoint | None, state: RunState, 
         recorder.event("fingerprint", state, changed=changed, unlike_ranks=unlike)
 
 
-def finish(config: RunConfig, run: Path, loop: Loop) -> None:
+def finish(config: RunConfig, run: Path, loop: Loop, store: CheckpointStore) -> None:
     """Score the best weights on validation and test (read here for the first and only time), export, report."""
     loop.recorder.phase("final scores")
-    best = loop.store.best()
+    best = store.best()
     loop.engine.load_tensors(best.tensors)
     partition = RunState.from_checkpoint(best, loop.state.saliency).partition
     network = loop.engine.model
@@ -239,36 +314,46 @@ def set_up_logging(run: Path, rank: int) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _next_attempt(run: Path) -> int:
-    """Return the number of this incarnation, the same on every rank."""
-    attempt = 0
-    if distributed.rank() == 0:
-        attempt = next_attempt(run)
-        write_status(run, state="running", attempt=attempt, world_size=distributed.world_size())
-    return int(distributed.broadcast_json(attempt))
-
-
 def _failed_for_good(run: Path) -> bool:
-    """Return whether an attempt since the launch failed for a reason that a restart cannot mend."""
-    status = known_status(run)
-    first = int(os.environ.get(torchrun.FIRST_ATTEMPT, "1"))
-    return status.get("state") == "failed" and int(status["attempt"] or 0) >= first
+    """Return whether an attempt of this launch failed for a reason that a restart cannot mend."""
+    made = history.attempts(Ledger(run).events())
+    ended = made[-1].end if made and made[-1].launch == launch_id() else None
+    return ended is not None and ended["state"] == "failed"
 
 
-def _failed(run: Path, rank: int, error: Exception) -> int:
-    """Record a failure. Exit code 0 keeps the agent from starting again what would fail again."""
+def _is_final(error: Exception) -> bool:
+    return getattr(error, "exit_code", 70) in FINAL_CODES or getattr(error, "final", False)
+
+
+def _say(error: Exception) -> None:
+    known = _is_final(error) or isinstance(error, UserError)
+    log.error("%s", error if known else "".join(traceback.format_exception(error)))
+
+
+def _failed(run: Path, rank: int, attempt: int, error: Exception) -> int:
+    """Put a failure on record. Exit code 0 keeps the agent from starting again what would fail again."""
     code = getattr(error, "exit_code", 70)
-    final = code in FINAL_CODES
-    log.error("%s", error if final or isinstance(error, UserError) else "".join(traceback.format_exception(error)))
-    if known_status(run).get("state") == "failed":
-        return 0 if final else 1  # another rank has said why, for good
-    if final:
+    _say(error)
+    if code == TAKEN:
+        return 0  # nothing here is ours to write any more
+    if not _is_final(error):
+        if code != history.TIMEOUT or rank == 0:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            Ledger(run).fault(attempt, rank, code, reason)
+        return 1
+    if Ledger(run).end(attempt, "failed", code, str(error)):  # otherwise another rank has said so
         status = write_status(run, state="failed", exit_code=code, reason=str(error))
         where = {name: status[name] for name in ("epoch", "step", "attempt")}
         append_event(run, "failed", **where, exit_code=code, reason=str(error))
-    elif rank == 0:
-        write_status(run, reason=f"{type(error).__name__}: {error}", exit_code=code)
-    return 0 if final else 1
+    return 0
+
+
+def _not_begun(run: Path, rank: int, error: Exception) -> int:
+    """Say why a rank could not even take part in an attempt; the ledger knows nothing of it, or all."""
+    _say(error)
+    if rank == 0 and not isinstance(error, Refused):
+        write_status(run, reason=f"{type(error).__name__}: {error}")
+    return 0 if _is_final(error) else 1
 
 
 def ask_to_stop() -> None:

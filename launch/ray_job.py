@@ -28,12 +28,13 @@ from cluster import ray_session
 from cluster.errors import ClusterTimeout
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
-from launch import rank, services, torchrun, train
+from launch import history, rank, services, torchrun, train
 from launch.config import RunConfig
+from launch.ledger import Ledger
 from launch.ray_bell import Bell
 from launch.ray_room import NoRoom, asked, check_room, worker_resources
 from launch.ray_submit import CONFIG, packed, unpacked
-from launch.status import known_status, next_attempt, write_status
+from launch.status import known_status, write_status
 from trainer import distributed
 
 ray_train: Any = ray.train  # type checkers see the interface before version 2 only
@@ -53,10 +54,10 @@ def drive(run: Path) -> int:
     if CONFIG not in os.environ:
         raise UserError("this is the driver of a Ray job; use 'subspace submit ray CONFIG', which starts it")
     config = unpacked(os.environ[CONFIG])
-    return train.run_to_end(config, run, "auto", lambda: _carry_through(config, run))
+    return train.run_to_end(config, run, "auto", lambda launch: _carry_through(config, run, launch))
 
 
-def _carry_through(config: RunConfig, run: Path) -> None:
+def _carry_through(config: RunConfig, run: Path, launch: str) -> None:
     services.refuse_open_ray(os.environ["RAY_ADDRESS"])
     session = ray_session.ensure_ray(os.environ["RAY_ADDRESS"])
     stop = threading.Event()
@@ -65,30 +66,29 @@ def _carry_through(config: RunConfig, run: Path) -> None:
     try:
         check_room(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         print(f"asking Ray for {asked(config)}", flush=True)
-        _train(config, run, stop)
+        _train(config, run, launch, stop)
     finally:
         session.close()
         shutil.rmtree(run / _TRAIN_FOLDER, ignore_errors=True)
 
 
-def _train(config: RunConfig, run: Path, stop: threading.Event) -> None:
-    first_attempt = next_attempt(run)
+def _train(config: RunConfig, run: Path, launch: str, stop: threading.Event) -> None:
     write_status(run, state="running")
     try:
         with services.started(config, run, config.launch.nproc):
-            while _fit(config, run, first_attempt, stop) and not stop.is_set():
+            while _fit(config, run, launch, stop) and not stop.is_set():
                 print("a node is taken away: starting again on the nodes that are left", flush=True)
     except (NoRoom, ClusterTimeout) as error:
         write_status(run, state="failed", exit_code=error.exit_code, reason=str(error))
         raise
 
 
-def _fit(config: RunConfig, run: Path, first_attempt: int, stop: threading.Event) -> bool:
+def _fit(config: RunConfig, run: Path, launch: str, stop: threading.Event) -> bool:
     """Train until all is done, has failed for good, or has been stopped; return whether it was saved and put aside."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     threads = 4 * config.launch.nproc + 8
     bell: Any = ray.remote(Bell).options(num_cpus=0, max_concurrency=threads, scheduling_strategy=here).remote()
-    training, log_file = _Training(_trainer(config, run, first_attempt, bell)), _Tail(run / "train.log")
+    training, log_file = _Training(_trainer(config, run, launch, bell)), _Tail(run / "train.log")
     training.start()
     while training.is_alive() and not stop.is_set():
         training.join(0.2)
@@ -97,12 +97,21 @@ def _fit(config: RunConfig, run: Path, first_attempt: int, stop: threading.Event
         training.join(config.ray.stop_timeout_s)
     log_file.show()
     if training.is_alive():
-        write_status(run, state="preempted", exit_code=75, reason="stopped before it could save")
+        _put_aside(run, "stopped before it could save")
     if training.error is not None:
         _explain(config, run, training.error)
     if training.refusal is not None:
         raise NoRoom(training.refusal)
     return known_status(run).get("state") == "preempted"
+
+
+def _put_aside(run: Path, reason: str) -> None:
+    """Put on record that a run was stopped from outside; its newest checkpoint is where it goes on."""
+    ledger = Ledger(run)
+    made = history.attempts(ledger.events())
+    if made:
+        ledger.end(made[-1].number, "preempted", 75, reason)
+    write_status(run, state="preempted", exit_code=75, reason=reason)
 
 
 class _Training(threading.Thread):
@@ -153,17 +162,17 @@ def _explain(config: RunConfig, run: Path, error: Exception) -> None:
         write_status(run, reason=f"Ray Train gave up: {str(cause or error).strip().splitlines()[-1]}")
 
 
-def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> Any:
-    settings, launch = config.ray, config.launch
+def _trainer(config: RunConfig, run: Path, launch: str, bell: Any) -> Any:
+    settings, ranks = config.ray, config.launch
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a worker stays where the job is, in the working directory
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.placement_timeout_s)
     work_: Any = work  # its interface says that nothing comes back; version 2 hands it over
     return TorchTrainer(
         work_,
         train_loop_config={"config": packed(config), "run": str(run), "bell": bell},
-        torch_config=TorchConfig(timeout_s=int(launch.timeout_s)),
+        torch_config=TorchConfig(timeout_s=int(ranks.timeout_s)),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=launch.nproc,
+            num_workers=ranks.nproc,
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=worker_resources(config),
             placement_strategy=settings.placement,
@@ -172,18 +181,18 @@ def _trainer(config: RunConfig, run: Path, first_attempt: int, bell: Any) -> Any
             name=Path(_TRAIN_FOLDER).name,
             storage_path=str(run / Path(_TRAIN_FOLDER).parent),
             failure_config=ray_train.FailureConfig(
-                max_failures=launch.max_restarts,
-                controller_failure_limit=launch.max_restarts,
+                max_failures=torchrun.agent_restarts(config),
+                controller_failure_limit=torchrun.agent_restarts(config),
                 max_preemption_failures=-1,
             ),
-            worker_runtime_env={"env_vars": worker_environment(config, first_attempt)},
+            worker_runtime_env={"env_vars": worker_environment(config, launch)},
         ),
     )
 
 
-def worker_environment(config: RunConfig, first_attempt: int) -> dict[str, str]:
+def worker_environment(config: RunConfig, launch: str) -> dict[str, str]:
     """Return the variables that a worker must have before torch is imported, and the address of the run's actors."""
-    variables = torchrun.environment(config, config.launch.nproc, first_attempt)
+    variables = torchrun.environment(config, config.launch.nproc, launch)
     return {**variables, **{name: os.environ[name] for name in (services.ADDRESS,) if name in os.environ}}
 
 

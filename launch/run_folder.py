@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -14,21 +15,30 @@ from typing import Any
 
 from data_shards.errors import UserError
 from data_shards.files import write_text
+from launch import history
 from launch.config import Resume, RunConfig, dump_config, load_config
+from launch.ledger import Ledger
 from trainer.checkpoint import CheckpointStore
 
 # What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.
-FREE = ("launch", "ray", "train.engine", "train.precision")
+FREE = ("launch", "ray", "checkpoint", "train.engine", "train.precision")
 LEAST_FREE_BYTES = 64 << 20
 
 
-def check(run: Path, config: RunConfig, resume: Resume) -> None:
+def check(run: Path, config: RunConfig, resume: Resume, launch: str | None = None) -> None:
     """Raise UserError unless the folder may be taken: new, or to be gone on with. Changes nothing.
+
+    Without a `launch` the question is for later: whether another launch is at work now does not matter.
 
     Raises:
         UserError: the folder is used and resume is "never", nothing is there and it is "must", the configuration is
             another one, or the disk is full.
+        RunTaken: another launch is at work in it.
     """
+    ledger = Ledger(run)
+    if launch is not None and history.taken_by(ledger.events(), launch):
+        # Its agent starts the ranks again, with the words of the first time.
+        resume = "auto"
     used = (run / "config.yaml").exists()
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; give a folder for the run")
@@ -38,32 +48,36 @@ def check(run: Path, config: RunConfig, resume: Resume) -> None:
         raise UserError(f"--resume must: {run} holds no complete checkpoint to go on from")
     if used:
         _check_same(run, config)
+        if launch is not None:
+            ledger.check_free(launch)
     _check_space(run)
 
 
-def take(run: Path, config: RunConfig) -> bool:
+def take(run: Path, config: RunConfig, launch: str) -> bool:
     """Take a folder that `check` allowed; return whether a run is there to go on with."""
     used = (run / "config.yaml").exists()
     (run / "logs").mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", dump_config(config))
     write_text(run / "env.json", json.dumps(environment(), indent=1) + "\n")
+    Ledger(run).take(launch)
     return used
 
 
-def taken_since(run: Path, moment: float) -> bool:
-    """Return whether the folder was taken at or after a moment (seconds since 1970)."""
-    path = run / "env.json"
-    return path.exists() and path.stat().st_mtime >= moment
+def config_hash(config: RunConfig) -> str:
+    """Return a hash of all that must stay the same when a run goes on."""
+    tree = config.model_dump(mode="json")
+    fixed = {name: _at(tree, name) for name in _leaves(tree) if not _is_free(name)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _is_free(name: str) -> bool:
+    return f"{name}.".startswith(tuple(f"{free}." for free in FREE))
 
 
 def _check_same(run: Path, config: RunConfig) -> None:
     stored = load_config(run / "config.yaml").model_dump(mode="json")
     given = config.model_dump(mode="json")
-    changed = [
-        name
-        for name in _leaves(stored, given)
-        if not f"{name}.".startswith(tuple(f"{free}." for free in FREE)) and _at(stored, name) != _at(given, name)
-    ]
+    changed = [name for name in _leaves(stored, given) if not _is_free(name) and _at(stored, name) != _at(given, name)]
     if changed:
         raise UserError(
             f"{run} was made with another configuration: {changed[0]} was {_at(stored, changed[0])!r}, now"

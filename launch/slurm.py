@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_shards.errors import UserError
 from data_shards.files import write_text
+from launch import torchrun
 from launch.config import RunConfig, dump_config, load_config
 from launch.status import known_status
 from launch.sweep import Point, points
@@ -166,7 +167,7 @@ def render(config: RunConfig, source: Path, run: Path, todo: list[tuple[Path, Po
         points=swept,
         threads=1 if config.deterministic else config.launch.threads,
         deterministic=config.deterministic,
-        max_restarts=config.launch.max_restarts,
+        max_restarts=torchrun.agent_restarts(config),
         shutdown_timeout=options.signal_seconds,
         patience=PATIENCE,
     )

@@ -1,7 +1,8 @@
 """status.json: what a run is doing, for people, schedulers and other programs.
 
 torchrun, Ray and Slurm do not pass exit codes through (each turns 3, 75 and 143 into 1), so the outcome of a run is
-this file. It is replaced whole (write, fsync, rename), so a reader never sees half of it.
+this file. It is replaced whole (write, fsync, rename), so a reader never sees half of it. How an attempt ended is
+decided by the ledger (launch/ledger.py), which outlives a status that could not be written.
 `python -m launch.status RUN [FIELD]` prints the state word, or another field, alone, for batch scripts; it imports
 nothing heavy, since a requeue hook may have seconds.
 """
@@ -17,12 +18,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.journal import read_events
 from data_shards.errors import UserError
 from data_shards.files import write_text
+from launch import history
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+LEDGER = "ledger.jsonl"
 STATES = ("running", "completed", "preempted", "failed")
 FIELDS = ("state", "epoch", "step", "num_subspaces", "world_size", "attempt", "exit_code", "reason", "time")
 _TAIL_BYTES = 1 << 18  # enough for hundreds of steps and the last epoch line; a long run's file has gigabytes
@@ -30,11 +34,19 @@ _COLOURS = {"running": "cyan", "completed": "green", "preempted": "yellow", "fai
 
 
 def read_status(run: Path | str) -> dict[str, Any]:
-    """Return RUN/status.json.
+    """Return RUN/status.json, set right by the ledger where a process died before it could write both.
 
     Raises:
         UserError: the folder or its status.json does not exist, or is not the status of a run.
     """
+    status = _stored(run)
+    ended = history.standing(read_events(Path(run) / LEDGER))
+    if ended and (ended["state"] == "completed" or status["state"] == "running"):
+        status.update(ended)
+    return status
+
+
+def _stored(run: Path | str) -> dict[str, Any]:
     path = Path(run) / "status.json"
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
@@ -52,11 +64,6 @@ def known_status(run: Path | str) -> dict[str, Any]:
     return read_status(run) if (Path(run) / "status.json").exists() else {}
 
 
-def next_attempt(run: Path | str) -> int:
-    """Return the number of the incarnation that comes next, 1 for a new run."""
-    return int(known_status(run).get("attempt") or 0) + 1
-
-
 def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     """Update RUN/status.json with `fields` atomically and return the whole.
 
@@ -72,7 +79,7 @@ def write_status(run: Path | str, **fields: Any) -> dict[str, Any]:
     path = Path(run) / "status.json"
     status: dict[str, Any] = dict.fromkeys(FIELDS)
     with suppress(UserError):  # the first write, or a damaged file that this write heals
-        status.update(read_status(run))
+        status.update(_stored(run))
     if fields.get("state") == "running":
         status.update(exit_code=None, reason=None)
     status.update({"time": time.time(), **fields})

@@ -12,15 +12,16 @@ import sys
 import uuid
 from pathlib import Path
 
-import psutil
-
 from data_shards.errors import UserError
+from launch import history
 from launch.config import RunConfig
 from launch.fingerprint import pinned
-from launch.status import known_status, next_attempt, read_status, write_status
+from launch.ledger import LAUNCH, Ledger
+from launch.status import known_status, write_status
 
 log = logging.getLogger(__name__)
-FIRST_ATTEMPT = "SUBSPACE_FIRST_ATTEMPT"  # of this launch: what failed for good since then is not tried again
+# The ledger stops a run that makes no progress long before; this bounds what fails before it gets to the ledger.
+AGENT_RESTARTS = 100
 
 
 def under_torchrun() -> bool:
@@ -28,19 +29,7 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def agent_start() -> float:
-    """Return when the agent that started this rank was started itself, in seconds since 1970."""
-    return float(psutil.Process(os.getppid()).create_time())
-
-
-def first_attempt(run: Path) -> int:
-    """Return the first attempt that the agent of this rank has made, or makes now."""
-    status = known_status(run)
-    since = bool(status) and status["time"] >= agent_start()
-    return next_attempt(run) - (1 if since else 0)
-
-
-def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, str]:
+def environment(config: RunConfig, nproc: int, launch: str) -> dict[str, str]:
     """Return the variables of agent and ranks: threads shared out, no busy waiting, one store per restart."""
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // nproc)
     return {
@@ -48,9 +37,14 @@ def environment(config: RunConfig, nproc: int, first_attempt: int) -> dict[str, 
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-        FIRST_ATTEMPT: str(first_attempt),
+        LAUNCH: launch,
         **(pinned() if config.deterministic else {}),
     }
+
+
+def agent_restarts(config: RunConfig) -> int:
+    """Return how often an agent may start the ranks again."""
+    return AGENT_RESTARTS if config.launch.max_restarts else 0
 
 
 def start_ranks(config: RunConfig, run: Path, nproc: int, stop_after_step: int | None) -> None:
@@ -69,7 +63,7 @@ def start_ranks(config: RunConfig, run: Path, nproc: int, stop_after_step: int |
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
-        max_restarts=config.launch.max_restarts,
+        max_restarts=agent_restarts(config),
         monitor_interval=0.1,
         shutdown_timeout=240,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
@@ -84,19 +78,30 @@ def start_ranks(config: RunConfig, run: Path, nproc: int, stop_after_step: int |
         log.warning("ranks ended: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
-def outcome(run: Path) -> int:
-    """Return the exit code of a run whose ranks have ended, and make status.json say so."""
-    status = read_status(run)
-    if status["state"] == "running":
-        status = write_status(
-            run,
-            state="failed",
-            exit_code=status.get("exit_code") or 70,
-            reason=status.get("reason") or "the ranks died without a word; see logs/ in the run folder",
+def outcome(run: Path, launch: str) -> int:
+    """Return the exit code of a run whose ranks have ended, by its ledger, and make status.json say so.
+
+    Raises:
+        RunFailed: the run failed, or another launch has it.
+    """
+    ledger = Ledger(run)
+    made = history.attempts(ledger.events())
+    last = made[-1] if made else None
+    if last is not None and last.launch != launch and last.end is None:
+        raise RunFailed(f"{run} was taken over by another launch (attempt {last.number})", 6)
+    if last is not None and last.end is None:
+        why = last.fault or {"exit_code": 70, "reason": "the ranks died without a word; see logs/ in the run folder"}
+        ledger.end(last.number, "failed", why["exit_code"], why["reason"])
+    found = history.standing(ledger.events())
+    if last is None or (last.launch != launch and found["state"] != "completed"):
+        reason = (
+            known_status(run).get("reason") or "the ranks could not begin; see train.log and logs/ in the run folder"
         )
-    if status["state"] == "failed":
-        raise RunFailed(str(status["reason"]), int(status["exit_code"] or 70))
-    return int(status["exit_code"] or 0)
+        found = {"state": "failed", "exit_code": 70, "reason": reason}
+    write_status(run, **found)
+    if found["state"] == "failed":
+        raise RunFailed(str(found["reason"]), int(found["exit_code"]))
+    return int(found["exit_code"])
 
 
 class RunFailed(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from data_shards.errors import UserError
 from launch import torchrun
 from launch.config import Resume, RunConfig, dump_config, load_config
 from launch.fingerprint import pinned
-from launch.status import known_status, next_attempt, write_status
+from launch.ledger import LAUNCH, launch_id
+from launch.status import known_status, write_status
 
 
 @dataclass(frozen=True)
@@ -43,34 +45,37 @@ def start(config_path: Path, overrides: list[str], options: TrainOptions) -> int
         return 0
     if torchrun.under_torchrun():
         return _under_torchrun(config, run, options)
-    return run_to_end(config, run, options.resume, lambda: _launch(config, run, options))
+    return run_to_end(config, run, options.resume, lambda launch: _launch(config, run, options, launch))
 
 
-def run_to_end(config: RunConfig, run: Path, resume: Resume, launch: Callable[[], None]) -> int:
-    """Check everything, take the folder, `launch` what trains and wait for it; return the exit code.
+def run_to_end(config: RunConfig, run: Path, resume: Resume, carry_through: Callable[[str], None]) -> int:
+    """Check everything, take the folder, start what trains under a name for this launch and wait for it.
+
+    Returns the exit code.
 
     Raises:
         UserError: what a user can put right, or how the run failed.
     """
     from launch import run_folder
 
-    run_folder.check(run, config, resume)
+    launch = uuid.uuid4().hex
+    run_folder.check(run, config, resume, launch)
     check(config, config.launch.nproc, build_shards=True)
-    going_on = run_folder.take(run, config)
+    going_on = run_folder.take(run, config, launch)
     if going_on and _state(run) == "completed":
         print(f"{run} is complete already")
     else:
-        launch()
-    code = torchrun.outcome(run)
+        carry_through(launch)
+    code = torchrun.outcome(run, launch)
     if code == 0:
         _conclude(run)
     return code
 
 
-def _launch(config: RunConfig, run: Path, options: TrainOptions) -> None:
+def _launch(config: RunConfig, run: Path, options: TrainOptions, launch: str) -> None:
     from launch import services
 
-    os.environ.update(torchrun.environment(config, config.launch.nproc, next_attempt(run)))
+    os.environ.update(torchrun.environment(config, config.launch.nproc, launch))
     write_status(run, state="running")
     with services.started(config, run, config.launch.nproc):
         torchrun.start_ranks(config, run, config.launch.nproc, options.stop_after_step)
@@ -86,9 +91,7 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
         distributed.initialise(config.launch.timeout_s)
     leader = distributed.rank() == 0
     refusal = _refusal(config, run, options, distributed.world_size()) if leader else None
-    first_attempt = torchrun.first_attempt(run) if leader else 0
-    code, first_attempt = distributed.broadcast_json([refusal.exit_code if refusal else 0, first_attempt])
-    os.environ[torchrun.FIRST_ATTEMPT] = str(first_attempt)
+    code, os.environ[LAUNCH] = distributed.broadcast_json([refusal.exit_code if refusal else 0, launch_id()])
     if code:
         distributed.shut_down()
         if refusal is not None:
@@ -106,8 +109,8 @@ def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: in
 
     try:
         check(config, world_size, build_shards=True)
-        run_folder.check(run, config, "auto" if run_folder.taken_since(run, torchrun.agent_start()) else options.resume)
-        run_folder.take(run, config)
+        run_folder.check(run, config, options.resume, launch_id())
+        run_folder.take(run, config, launch_id())
     except UserError as error:
         return error
     return None

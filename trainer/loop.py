@@ -23,15 +23,17 @@ from cluster.growth import Growth
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards import order
+from data_shards.errors import UserError
 from data_shards.loader import Batch, train_loader
 from data_shards.reader import SplitReader
 from data_shards.samplers import batch_slice
 from trainer import distributed, evaluate
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import SaveFailed
 from trainer.engines.base import Engine
 from trainer.heads.dropout import dropout_keep
 from trainer.objectives.subspace import SubspaceObjective
 from trainer.optim import rate_factor, set_rates
+from trainer.saving import Saved, Saver
 from trainer.state import RunState
 
 
@@ -39,6 +41,16 @@ class NonFinite(RuntimeError):
     """Vectors, a loss or gradients are NaN or infinite; names the step, the ranks and the samples. Exit code 4."""
 
     exit_code = 4
+
+
+class NotSaved(UserError):
+    """A checkpoint was not written and the run may not go on without; the exit code is that of the reason."""
+
+    final = True
+
+    def __init__(self, saved: Saved) -> None:
+        super().__init__(saved.error)
+        self.exit_code = saved.exit_code
 
 
 class Recorder(Protocol):
@@ -68,6 +80,7 @@ class LoopOptions:
     monitor: str
     min_delta: float
     checkpoint_every_steps: int | None
+    on_save_error: str
     on_nonfinite: str
     cluster_timeout_s: float
     max_nonfinite: int
@@ -96,7 +109,7 @@ class Loop:
         embed_options: evaluate.EmbedOptions,
         rule: order.BatchRule,
         cluster: ClusterClient,
-        store: CheckpointStore,
+        saver: Saver,
         recorder: Recorder,
         attempt: int,
         num_workers: int = 0,
@@ -104,9 +117,10 @@ class Loop:
     ) -> None:
         self.options, self.engine, self.objective, self.state = options, engine, objective, state
         self.train_split, self.validation, self.embed_options, self.rule = train, validation, embed_options, rule
-        self.cluster, self.store, self.recorder, self.attempt = cluster, store, recorder, attempt
+        self.cluster, self.saver, self.recorder, self.attempt = cluster, saver, recorder, attempt
         self.num_workers, self.should_stop = num_workers, should_stop
         self.leader = distributed.rank() == 0
+        self.not_saved: Saved | None = None
 
     def run(self) -> str:
         """Return "completed", or "preempted" when stopped with everything saved."""
@@ -119,8 +133,12 @@ class Loop:
                     self._start_epoch()
                 if not self._train_epoch():
                     self._save()
+                    self._settle(self.saver.drain())
                     return "preempted"
                 self._end_epoch()
+        self._settle(self.saver.drain())
+        if self.not_saved is not None:  # the best weights may be among what is missing
+            raise NotSaved(self.not_saved)
         return "completed"
 
     # -- start of an epoch
@@ -334,11 +352,25 @@ class Loop:
 
     def _save(self, best: bool = False) -> None:
         with distributed.stage("gather for the checkpoint"):
+            self.engine.check_replicas(self.state.step)
             tensors = self.engine.tensors()  # every rank has a share in it
+        ended = []
         if self.leader:
             checkpoint = self.state.to_checkpoint(tensors, self.cluster.snapshot(), self.attempt)
-            self.store.save(checkpoint, best)
-            self.recorder.event("checkpoint", self.state, best=best)
-            self.recorder.status("running", self.state)
+            ended = self.saver.submit(checkpoint, best)
+        self._settle(ended)
+
+    def _settle(self, ended: list[Saved]) -> None:
+        """Have all ranks hear how saves ended: they go on without a checkpoint together, or stop together."""
         with distributed.stage("checkpoint"):
-            distributed.barrier()
+            told = distributed.broadcast_json([saved.to_json() for saved in ended])
+        for saved in [Saved(**values) for values in told]:
+            self.not_saved = saved if saved.error else None
+            where = {"epoch": saved.epoch, "step": saved.step}
+            if not saved.error:
+                self.recorder.event("checkpoint", self.state, **where, best=saved.best)
+                self.recorder.status("running", self.state)
+                continue
+            self.recorder.event("not_saved", self.state, **where, reason=saved.error)
+            if self.options.on_save_error == "stop" or saved.exit_code != SaveFailed.exit_code:
+                raise NotSaved(saved)

@@ -83,7 +83,7 @@ def test_missing_or_swapped_records_are_found(tmp_path: Path) -> None:
 def test_second_owner_is_kept_out_until_the_first_leaves(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     first = Journal(path)
-    with pytest.raises(RunTaken, match="Another controller owns"):
+    with pytest.raises(RunTaken, match="Another process owns"):
         Journal(path, lock_timeout_s=0.1)
     first.close()
     first.close()

@@ -207,7 +207,7 @@ def test_without_sbatch_the_sentence_names_the_dry_run(submit: Submit, monkeypat
 
 
 def test_folder_of_another_configuration_is_refused(submit: Submit, digits: Path, tmp_path: Path) -> None:
-    take(tmp_path / "run", load_config(CONFIG, [f"data.shards={digits}", "seed=1"]))
+    take(tmp_path / "run", load_config(CONFIG, [f"data.shards={digits}", "seed=1"]), "a launch")
     code, _, error = submit("--run-dir", "run", "--dry-run")
     assert code == 2
     assert "another configuration: seed was 1, now 0" in error
@@ -216,7 +216,7 @@ def test_folder_of_another_configuration_is_refused(submit: Submit, digits: Path
 
 def test_finished_points_of_a_sweep_are_left_out(submit: Submit, digits: Path, tmp_path: Path) -> None:
     done = tmp_path / "runs" / "smoke-growth" / "seed=1"
-    take(done, load_config(CONFIG, [f"data.shards={digits}", "seed=1", "launch.nproc=1"]))
+    take(done, load_config(CONFIG, [f"data.shards={digits}", "seed=1", "launch.nproc=1"]), "a launch")
     write_status(done, state="completed")
     script = submit("--sweep", "seed=0,1,2", "--dry-run")[1]
     assert "--array=0-1" in directives(script)
