@@ -11,16 +11,12 @@ import hashlib
 import io
 import os
 import platform
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from data_shards.decode import MAX_PIXELS, Header, Unreadable
 from data_shards.errors import UserError, nearest_of
@@ -28,7 +24,8 @@ from data_shards.files import write_text
 from data_shards.info import info, render_info
 from data_shards.manifest import MANIFEST_NAME, Manifest, canonical_json, to_json
 from data_shards.progress import Advance, meter
-from data_shards.rendering import Form, expected_bytes, probe, render
+from data_shards.rendering import Form, expected_bytes, probe, render, row_of
+from data_shards.sandbox import Reply, Sandbox
 from data_shards.schema import FITS, SPLITS, STORED
 from data_shards.sources import Listing, Record, read_source
 from data_shards.staging import Done, Staging, check_disk
@@ -73,19 +70,16 @@ def build(
     if os.path.lexists(dest):
         raise UserError(f"{dest} exists already; choose another place or remove it first.")
     _check_arguments(size, stored, fit, shard_mb, channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module=r"pydicom\.")  # what matters of a file goes to rejected.csv
-        listing = read_source(source, given, size)
-        size = size or (None if stored == "as-is" else listing.default_size)
-        stored = stored or ("as-is" if size is None else "raw")
-        notes = [*listing.warnings, *_group_overlap(listing)]
-        headers, rejected = _headers(listing, progress)
-        _stop_if_strict(listing, rejected, strict)
-        form = Form(size, stored, fit, _channels(headers, channels))
-        jobs = _plan(listing, headers, form, shard_mb << 20)
-        staging = Staging(dest, _fingerprint(source, given, listing, headers, form, jobs))
-        done = _write(listing, headers, form, jobs, staging, strict, progress, num_workers)
+    listing = read_source(source, given, size)
+    size = size or (None if stored == "as-is" else listing.default_size)
+    stored = stored or ("as-is" if size is None else "raw")
+    notes = [*listing.warnings, *_group_overlap(listing)]
+    headers, rejected = _headers(listing, progress, num_workers)
+    _stop_if_strict(listing, rejected, strict)
+    form = Form(size, stored, fit, _channels(headers, channels))
+    jobs = _plan(listing, headers, form, shard_mb << 20)
+    staging = Staging(dest, _fingerprint(source, given, listing, headers, form, jobs))
+    done = _write(listing, headers, form, jobs, staging, strict, progress, num_workers)
     for result in done:
         rejected.update(result.rejected)
     manifest = _manifest(source, given, listing, form, done, rejected, notes)
@@ -132,16 +126,21 @@ def _group_overlap(listing: Listing) -> list[str]:
     )
 
 
-def _headers(listing: Listing, progress: bool) -> tuple[dict[int, Header], dict[int, str]]:
+def _headers(listing: Listing, progress: bool, num_workers: int) -> tuple[dict[int, Header], dict[int, str]]:
     headers: dict[int, Header] = {}
     rejected: dict[int, str] = {}
     root = None if listing.root is None else os.path.realpath(listing.root)
-    with meter("Checking headers", len(listing.records), progress) as advance:
-        for sample, record in enumerate(listing.records):
-            try:
-                headers[sample] = probe(record, root)
-            except Unreadable as reason:
-                rejected[sample] = str(reason)
+
+    def step(sample: int) -> Reply:
+        return asdict(probe(listing.records[sample], root)), b""
+
+    samples = range(len(listing.records))
+    with Sandbox(step, num_workers) as sandbox, meter("Checking headers", len(samples), progress) as advance:
+        for sample, found in zip(samples, sandbox.run(samples), strict=True):
+            if isinstance(found, Unreadable):
+                rejected[sample] = str(found)
+            else:
+                headers[sample] = Header(**found[0])
             advance()
     if not headers:
         first = f"; the first: {listing.records[0].path}: {rejected[0]}" if rejected else ""
@@ -228,12 +227,17 @@ def _write(
         if (ready := staging.done(job.file)) is not None:
             results[job.file] = ready
     check_disk(staging.dest, sum(job.expected_bytes for job in jobs if job.file not in results))
-    with staging.open(), meter("Writing shards", len(headers), progress) as advance:
+
+    def step(sample: int) -> Reply:
+        return render(listing.records[sample], headers[sample], form)
+
+    sandbox = Sandbox(step, num_workers)
+    with staging.open(), sandbox, meter("Writing shards", len(headers), progress) as advance:
         for job in jobs:
             if job.file in results:
                 advance(len(job.ids))
                 continue
-            rows, rejected = _rows(listing.records, labels, headers, form, job, advance, num_workers)
+            rows, rejected = _rows(listing.records, labels, form, job, sandbox, advance)
             _stop_if_strict(listing, rejected, strict)
             entry = write_shard(staging.shards / job.file, job.split, rows, listing.factors) if rows else None
             results[job.file] = Done(entry, tuple(rejected.items()))
@@ -242,30 +246,17 @@ def _write(
 
 
 def _rows(
-    records: Sequence[Record],
-    labels: Mapping[str, int],
-    headers: Mapping[int, Header],
-    form: Form,
-    job: Job,
-    advance: Advance,
-    num_workers: int,
+    records: Sequence[Record], labels: Mapping[str, int], form: Form, job: Job, sandbox: Sandbox, advance: Advance
 ) -> tuple[list[Row], dict[int, str]]:
-    def one(sample: int) -> Row | str:
-        try:
-            record = records[sample]
-            return render(sample, record, labels[record.label], headers[sample], form)
-        except Unreadable as reason:
-            return str(reason)
-        finally:
-            advance()
-
-    if num_workers > 1:
-        with ThreadPoolExecutor(num_workers) as pool:
-            outcomes = list(pool.map(one, job.ids))
-    else:
-        outcomes = [one(sample) for sample in job.ids]
-    pairs = list(zip(job.ids, outcomes, strict=True))
-    return [row for row in outcomes if isinstance(row, Row)], {i: text for i, text in pairs if isinstance(text, str)}
+    rows: list[Row] = []
+    rejected: dict[int, str] = {}
+    for sample, found in zip(job.ids, sandbox.run(job.ids), strict=True):
+        if isinstance(found, Unreadable):
+            rejected[sample] = str(found)
+        else:
+            rows.append(row_of(sample, records[sample], labels[records[sample].label], form, found))
+        advance()
+    return rows, rejected
 
 
 def _manifest(

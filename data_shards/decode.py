@@ -54,6 +54,12 @@ def check_size(height: int, width: int) -> None:
         raise Unreadable(f"{width} x {height} pixels is above the limit of {MAX_PIXELS // 1_000_000} megapixels")
 
 
+def check_inside(path: Path, real_root: str) -> None:
+    """Raise Unreadable for a file that a link puts outside of the folder `real_root`."""
+    if not os.path.realpath(path).startswith(real_root.rstrip(os.sep) + os.sep):
+        raise Unreadable("a link leads out of the source folder")
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a plain file of sane size; raises Unreadable otherwise (a pipe would block for ever)."""
     try:

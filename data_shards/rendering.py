@@ -5,7 +5,6 @@ Legend: H, W, C height, width, channels (1 or 3) of an image.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from data_shards.decode import (
     Header,
     UInt8Array,
     Unreadable,
+    check_inside,
     decode_stored,
     guarded,
     image_header,
@@ -23,6 +23,7 @@ from data_shards.decode import (
     read_bytes,
 )
 from data_shards.fitting import encode_image, encode_png, fit_image, fit_mask
+from data_shards.sandbox import Reply
 from data_shards.sources.listing import Record
 from data_shards.writer import Row
 
@@ -44,8 +45,8 @@ class Form:
 def probe(record: Record, real_root: str | None) -> Header:
     """Return the header of a record's image; raises Unreadable, also for a mask or image outside of `real_root`."""
     for file in (record.file, record.mask_file):
-        if file is not None and real_root is not None and not _below(os.path.realpath(file), real_root):
-            raise Unreadable("a link leads out of the source folder")
+        if file is not None and real_root is not None:
+            check_inside(file, real_root)
     if record.mask_file is not None:
         image_header(record.mask_file)
     if record.header is not None:
@@ -64,19 +65,27 @@ def expected_bytes(header: Header, form: Form, has_mask: bool) -> int:
     return image + (pixels // 8 if has_mask else 0) + _ROW_OVERHEAD_BYTES
 
 
-def render(sample_id: int, record: Record, label: int, header: Header, form: Form) -> Row:
-    """Decode, fit and encode one record; raises Unreadable with the reason it cannot be used."""
+def render(record: Record, header: Header, form: Form) -> Reply:
+    """Decode, fit and encode one record for `row_of`; raises Unreadable with the reason it cannot be used."""
     image, array = _stored_image(record, header, form)
+    mask = _stored_mask(record, header, form)
+    facts = {"height": array.shape[0], "width": array.shape[1], "image": len(image), "mask": mask is not None}
+    return facts, image + (mask or b"")
+
+
+def row_of(sample_id: int, record: Record, label: int, form: Form, rendered: Reply) -> Row:
+    """Return the row of a record that `render` has rendered."""
+    facts, stored = rendered
     return Row(
         sample_id=sample_id,
         label=label,
         group=record.group,
         path=record.path,
-        height=array.shape[0],
-        width=array.shape[1],
+        height=facts["height"],
+        width=facts["width"],
         channels=form.channels,
-        image=image,
-        mask=_stored_mask(record, header, form),
+        image=stored[: facts["image"]],
+        mask=stored[facts["image"] :] if facts["mask"] else None,
         factors=record.factors,
     )
 
@@ -109,7 +118,3 @@ def _stored_mask(record: Record, header: Header, form: Form) -> bytes | None:
     if mask.size != (header.width, header.height):
         raise Unreadable(f"mask is {mask.width} x {mask.height}, image {header.width} x {header.height} pixels")
     return encode_png(fit_mask(mask, form.size, form.fit) if form.size is not None else mask)
-
-
-def _below(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)

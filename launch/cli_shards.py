@@ -40,7 +40,7 @@ def build(
         shard_mb: size of a shard in MiB.
         group: column of the table that must not cross splits; 'none' for none.
         strict: fail on the first image that cannot be read, instead of listing it in rejected.csv.
-        num_workers: decoding threads.
+        num_workers: decoding processes; each may take 2 GiB of memory and a minute for an image.
     """
     from data_shards.build import build as run_build
     from launch.config import parse_overrides
