@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps
+
+from data_shards.files import open_plain
 
 FORMATS = ("JPEG", "PNG", "BMP")
 MAX_PIXELS = 64_000_000
@@ -60,17 +61,21 @@ def check_inside(path: Path, real_root: str) -> None:
         raise Unreadable("a link leads out of the source folder")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a plain file of sane size; raises Unreadable otherwise (a pipe would block for ever)."""
+def open_image(path: Path) -> BinaryIO:
+    """Open a plain file of sane size; raises Unreadable otherwise (a pipe would block for ever)."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("not a plain file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise Unreadable(f"file of {status.st_size >> 20} MiB is above the limit of {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
+        return open_plain(path, MAX_FILE_BYTES, follow=True)
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file; raises Unreadable with the reason."""
+    with open_image(path) as stream:
+        try:
+            return stream.read()
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror or error}") from None
 
 
 def guarded(step: Callable[[], T]) -> T:
@@ -84,22 +89,17 @@ def guarded(step: Callable[[], T]) -> T:
     except Unreadable:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Unreadable(f"cannot be decoded: {text}") from None
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:200]
+        raise Unreadable(f"cannot be decoded: {text or type(error).__name__}") from None
 
 
 def image_header(path: Path) -> Header:
     """Return the header of an image file of an accepted format; raises Unreadable with the reason."""
-    try:
-        num_bytes = os.stat(path).st_size
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Unreadable("not a plain file")
+    with open_image(path) as stream:
+        num_bytes = os.fstat(stream.fileno()).st_size
         if num_bytes == 0:
             raise Unreadable("empty file")
-        with open(path, "rb") as stream:
-            return guarded(lambda: _header_of(_open(stream), num_bytes))
-    except OSError as error:
-        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
+        return guarded(lambda: _header_of(_open(stream), num_bytes))
 
 
 def load_image(data: bytes, channels: int, draft_px: int | None = None) -> UInt8Array:
@@ -122,8 +122,9 @@ def load_mask(data: bytes) -> Image.Image:
     """Decode a mask file to a single-channel 8-bit image whose values are class numbers, not shades."""
 
     def decode() -> Image.Image:
-        image = _upright(_open(io.BytesIO(data)))
+        image = _open(io.BytesIO(data))
         check_size(image.height, image.width)
+        image = _upright(image)
         return image.convert("L") if image.mode != "P" else Image.fromarray(np.asarray(image))
 
     return guarded(decode)
@@ -132,34 +133,47 @@ def load_mask(data: bytes) -> Image.Image:
 def to_array(image: Image.Image, channels: int) -> UInt8Array:
     """Return (H, W, channels) uint8 of an image of any mode; alpha is dropped, 16-bit gray is divided by 256."""
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(deep >> 8, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     array = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return array[..., None] if channels == 1 else array
 
 
 def decode_stored(data: Any, height: int, width: int, channels: int, min_size: tuple[int, int] | None) -> UInt8Array:
-    """Decode the stored PNG or JPEG bytes of one row to (H, W, C) uint8.
+    """Decode the stored PNG or JPEG bytes of one row to (H, W, C) uint8; raises Unreadable.
 
-    With `min_size` (height, width) a JPEG may come back DCT-scaled, never below it (nor below 1/8).
+    Bytes that state another size than the row are not decoded. With `min_size` (height, width) a JPEG may come back
+    DCT-scaled, never below it (nor below 1/8).
     """
-    if bytes(data[:2]) == b"\xff\xd8":
-        array = _decode_jpeg(bytes(data), channels, min_size)
-    else:
-        array = to_array(Image.open(io.BytesIO(data), formats=["PNG"]), channels)
-    if min_size is None and array.shape[:2] != (height, width):
-        raise Unreadable(f"decodes to {array.shape[1]} x {array.shape[0]} instead of {width} x {height} pixels")
-    return array
+
+    def decode() -> UInt8Array:
+        stored = bytes(data)
+        if stored[:2] == b"\xff\xd8":
+            return _decode_jpeg(stored, (height, width), channels, min_size)
+        return to_array(_of_size(stored, "PNG", (height, width)), channels)
+
+    return guarded(decode)
 
 
-def _decode_jpeg(data: bytes, channels: int, min_size: tuple[int, int] | None) -> UInt8Array:
+def _decode_jpeg(data: bytes, size: tuple[int, int], channels: int, min_size: tuple[int, int] | None) -> UInt8Array:
     low_h, low_w = min_size or (0, 0)
     try:
+        _check_stated(simplejpeg.decode_jpeg_header(data)[:2], size)
         color = "RGB" if channels == 3 else "GRAY"
         array: UInt8Array = simplejpeg.decode_jpeg(data, color, min_height=low_h, min_width=low_w, min_factor=1)
         return array
     except ValueError:  # stricter than libjpeg about harmless oddities (extra bytes before a marker)
-        return to_array(Image.open(io.BytesIO(data), formats=["JPEG"]), channels)
+        return to_array(_of_size(data, "JPEG", size), channels)
+
+
+def _of_size(data: bytes, kind: str, size: tuple[int, int]) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=[kind])
+    _check_stated((image.height, image.width), size)
+    return image
+
+
+def _check_stated(stated: tuple[int, int], size: tuple[int, int]) -> None:
+    if stated != size:
+        raise Unreadable(f"decodes to {stated[1]} x {stated[0]} instead of {size[1]} x {size[0]} pixels")
 
 
 def _open(stream: Any) -> Image.Image:

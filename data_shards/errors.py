@@ -18,6 +18,12 @@ class DataIntegrityError(UserError):
     exit_code = 3
 
 
+class LoaderError(UserError):
+    """The processes that load batches are gone or stuck; exit code 70, since a restart may mend it."""
+
+    exit_code = 70
+
+
 def nearest_of(word: str, choices: list[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest of `choices`, or "" when nothing is close."""
     import difflib

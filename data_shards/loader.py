@@ -2,7 +2,7 @@
 
 The order of rows comes from `order`, the draws from `augment`, so this module owns no randomness: zero or many workers,
 any slice of a batch and any starting step give the same tensors. Workers hand user errors back as values, because a
-DataLoader would wrap them in a traceback.
+DataLoader would wrap them in a traceback, and bad images that they replaced; workers that die or hang are one sentence.
 
 Two speeds. Images of one size that is (nearly) the final one are gathered as one uint8 array and processed as a batch,
 a random crop becoming part of the warp; all others are decoded and cropped one by one with Pillow's antialiased filter.
@@ -14,7 +14,9 @@ Legend: B rows of this rank, V views, C channels, S x S pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import multiprocessing.queues
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -37,7 +39,7 @@ from data_shards.augment import (
     smallest_decode,
 )
 from data_shards.augment_batch import apply, normalise, warp_masks
-from data_shards.errors import UserError
+from data_shards.errors import LoaderError, UserError
 from data_shards.order import GlobalBatch
 from data_shards.samplers import visits
 
@@ -52,6 +54,9 @@ class Reader(Protocol):
     labels: npt.NDArray[np.int32]
     sample_ids: npt.NDArray[np.int64]
     has_masks: bool
+    bad: dict[int, str]
+
+    def admit(self, found: Mapping[int, str]) -> None: ...
 
     def image(self, row: int, min_size: tuple[int, int] | None = None) -> Pixels: ...
 
@@ -84,8 +89,12 @@ class _Raw:
     batch: Batch  # images still empty
 
 
+# what was made, or the error of the user; and the bad rows that the reader has replaced so far
+_Item = tuple["_Raw | Batch | Tensor | UserError", dict[int, str]]
+
+
 @dataclass
-class _TrainItems(Dataset["_Raw | Batch | UserError"]):
+class _TrainItems(Dataset["_Item"]):
     """Item i = this rank's part of step start_step + i. A plain object, so that spawned workers can have it."""
 
     reader: Reader
@@ -105,20 +114,20 @@ class _TrainItems(Dataset["_Raw | Batch | UserError"]):
     def __len__(self) -> int:
         return max(0, len(self.batches) - self.start_step)
 
-    def __getitem__(self, index: int) -> _Raw | Batch | UserError:
+    def __getitem__(self, index: int) -> _Item:
         subspace, whole = self.batches[self.start_step + index]
         part = np.concatenate([np.arange(len(whole))[start:stop] for start, stop in self.slices])
         rows, earlier = whole[part], self.earlier[self.start_step + index][part]
         drawn = draw_views(self.config, self.seed, self.epoch, self.reader.sample_ids[rows], self.views, earlier)
         try:
             raw = _raw(self.reader, rows, drawn, self.config, self.views, subspace, self.with_masks)
-            return _finished(raw, self.config, self.views, "cpu") if self.finish else raw
+            return (_finished(raw, self.config, self.views, "cpu") if self.finish else raw), dict(self.reader.bad)
         except UserError as error:
-            return error
+            return error, dict(self.reader.bad)
 
 
 @dataclass
-class _EvaluationItems(Dataset["Tensor | UserError"]):
+class _EvaluationItems(Dataset["_Item"]):
     """Item i = the (n, C, S, S) uint8 pixels of block i."""
 
     reader: Reader
@@ -128,11 +137,12 @@ class _EvaluationItems(Dataset["Tensor | UserError"]):
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __getitem__(self, index: int) -> Tensor | UserError:
+    def __getitem__(self, index: int) -> _Item:
         try:
-            return _planar(_evaluation_pixels(self.reader, self.blocks[index], self.config))
+            pixels = _planar(_evaluation_pixels(self.reader, self.blocks[index], self.config))
+            return pixels, dict(self.reader.bad)
         except UserError as error:
-            return error
+            return error, dict(self.reader.bad)
 
 
 def train_loader(
@@ -200,23 +210,43 @@ def _stream(items: _TrainItems | _EvaluationItems, num_workers: int, start_metho
     """Yield the items in order, made here or by worker processes of one thread each."""
     source: Any = (items[i] for i in range(len(items)))
     if num_workers and len(items):
-        source = DataLoader(
+        loader = DataLoader(
             items,
             batch_size=None,
             num_workers=num_workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             multiprocessing_context=start_method,
             timeout=_WORKER_TIMEOUT_S,
             generator=torch.Generator(),  # else every epoch would draw from the global generator
         )
-    for item in source:
+        source = _from_workers(loader)
+    for item, bad in source:
+        items.reader.admit(bad)
         if isinstance(item, UserError):
             raise item
         yield item
 
 
-def _one_thread(worker: int) -> None:
+def _from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        text = " ".join(str(error).split())
+        if text.startswith("Caught "):  # an error of ours, with the worker's traceback
+            raise
+        raise LoaderError(
+            f"The processes that load batches failed ({text[:200] or type(error).__name__}); if nobody killed them, "
+            "give them more memory, /dev/shm or open files, or lower data.num_workers."
+        ) from error
+
+
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # A batch that cannot be handed over (no descriptors, /dev/shm full) would be dropped with a traceback, and waited
+    # for until the timeout; the end of a worker is noticed at once.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
+        lambda error, item: os._exit(1)
+    )
 
 
 def _fits(reader: Reader, config: AugmentConfig) -> bool:

@@ -2,31 +2,42 @@
 
 The sha256 of a shard is verified before its first use and remembered per file identity (device, inode, size, time of
 change), so opening the same folder again costs nothing and a file rewritten in between is hashed again; the crc32 of
-an image is checked whenever it is read.
+an image is checked whenever it is read. A file that changes its size is found before it is touched: reading a mapping
+beyond the end of its file would kill the process.
 
 Legend: S rows of a split, N rows asked for, H, W, C height, width, channels (1 or 3) of an image.
 """
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from data_shards.decode import UInt8Array, decode_stored
+from data_shards.decode import UInt8Array, Unreadable, decode_stored
 from data_shards.errors import DataIntegrityError, UserError, nearest_of
 from data_shards.files import sha256_of
 from data_shards.manifest import Manifest, ShardEntry, read_manifest, regular_size
 from data_shards.schema import SPLITS
 from data_shards.shard_file import ShardFile
 
-_verified: dict[tuple[int, int, int, int], str] = {}
+_verified: dict[tuple[int, ...], str] = {}
+
+
+class CorruptImage(DataIntegrityError):
+    """One image is not what was written, or cannot be decoded; `row` is its row in the split."""
+
+    row = -1
+
+    @classmethod
+    def at(cls, row: int, text: str) -> CorruptImage:
+        error = cls(text)
+        error.row = row
+        return error
 
 
 def open_shards(folder: Path | str, verify: bool = True) -> ShardFolder:
@@ -42,7 +53,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
     if size != entry.bytes:
         raise DataIntegrityError(f"{path} has {size} bytes instead of {entry.bytes}; build the folder again.")
     status = os.stat(path)
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if identity not in _verified:
         _verified[identity] = sha256_of(path)
     if _verified[identity] != entry.sha256:
@@ -61,17 +72,20 @@ class ShardFolder:
         self.manifest = manifest
         self._verify = verify
 
-    def split(self, name: str) -> SplitReader:
-        """Return the reader of one split; raises UserError naming the splits that exist."""
+    def split(self, name: str, kind: Callable[..., SplitReader] | None = None) -> SplitReader:
+        """Return the reader (of another kind) of one split; raises UserError naming the splits that exist."""
         if name not in self.manifest.splits:
             there = ", ".join(self.manifest.splits) or "none"
             empty = "has no images" if name in SPLITS else f"does not exist{nearest_of(name, list(SPLITS))}"
             raise UserError(f"The split '{name}' of {self.path} {empty}; splits with images: {there}.")
-        return SplitReader(self.path, self.manifest, name, self._verify)
+        return (kind or SplitReader)(self.path, self.manifest, name, self._verify)
 
 
 class SplitReader:
-    """Rows of one split, in the order of the source listing; can be pickled into loader workers."""
+    """Rows of one split, in the order of the source listing; can be pickled into loader workers.
+
+    A bad image raises CorruptImage here; `bad` and `admit` are for readers that go on (data_shards/quarantine.py).
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, name: str, verify: bool = True) -> None:
         """Use `ShardFolder.split`; reads the columns of every shard, image bytes stay on the disk."""
@@ -88,23 +102,32 @@ class SplitReader:
         self.has_masks = any(shard.num_masks for shard in shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         self._shape = self._common_shape()
+        self.bad: dict[int, str] = {}  # row -> why it was replaced
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def admit(self, found: Mapping[int, str], tell: bool = True) -> None:
+        """Take note of rows that a copy of this reader has replaced: none."""
+
     def image(self, row: int, min_size: tuple[int, int] | None = None) -> UInt8Array:
-        """Return (H, W, C) uint8; raw images are read-only views.
+        """Return (H, W, C) uint8; raw images are read-only views. Raises CorruptImage.
 
         With `min_size` (height, width) a JPEG may come DCT-scaled, never below it.
         """
         shard, local = self._locate(row)
-        self._check(shard, local)
+        self._check(shard, [local], [row])
         size = (int(shard.heights[local]), int(shard.widths[local]), int(shard.channels[local]))
         data = shard.image_bytes(local)
-        return data.reshape(size) if self._manifest.stored == "raw" else decode_stored(data, *size, min_size)
+        if self._manifest.stored == "raw":
+            return data.reshape(size)
+        try:
+            return decode_stored(data, *size, min_size)
+        except Unreadable as reason:
+            raise self._corrupt(shard, local, row, str(reason)) from None
 
     def images(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> UInt8Array:
-        """Return (N, H, W, C) uint8; raises UserError unless every image of the split has one size."""
+        """Return (N, H, W, C) uint8; raises CorruptImage, or UserError unless every image of the split has one size."""
         if self._shape is None:
             raise UserError(f"Images of the split '{self.name}' of {self._folder} differ in size; build with --size N.")
         wanted = np.asarray(rows, dtype=np.int64)
@@ -115,8 +138,7 @@ class SplitReader:
         for index in np.unique(owners):
             shard, places = self._shards[index], np.flatnonzero(owners == index)
             local = wanted[places] - self._starts[index]
-            for one in local if self._verify else ():
-                self._check(shard, int(one))
+            self._check(shard, local.tolist(), wanted[places].tolist())
             result[places] = shard.raw_images(self._shape)[local]
         return result
 
@@ -125,10 +147,16 @@ class SplitReader:
         return self._shape
 
     def mask(self, row: int) -> UInt8Array | None:
-        """Return the (H, W) uint8 mask of one image, or None when it has none."""
+        """Return the (H, W) uint8 mask of one image, or None when it has none. Raises CorruptImage."""
         shard, local = self._locate(row)
+        shard.check_size()
         data = shard.mask_bytes(local)
-        return None if data is None else np.array(Image.open(io.BytesIO(data), formats=["PNG"]), dtype=np.uint8)
+        if data is None:
+            return None
+        try:
+            return decode_stored(data, int(shard.heights[local]), int(shard.widths[local]), 1, None)[..., 0]
+        except Unreadable as reason:
+            raise self._corrupt(shard, local, row, f"its mask {reason}") from None
 
     def path(self, row: int) -> str:
         """Return where an image came from, relative to its source."""
@@ -152,6 +180,8 @@ class SplitReader:
                 raise DataIntegrityError(f"{shard.path} has {len(shard)} rows, the manifest says {entry.rows}.")
             if shard.labels.min() < 0 or shard.labels.max() >= len(self.classes):
                 raise DataIntegrityError(f"{shard.path} holds labels outside the {len(self.classes)} classes.")
+            if not shard.has_sizes():
+                raise DataIntegrityError(f"{shard.path} holds images of impossible size.")
             if self._manifest.stored == "raw" and not shard.is_raw():
                 raise DataIntegrityError(f"{shard.path} holds images that are not raw pixels of their stated size.")
             self._shards.append(shard)
@@ -165,12 +195,17 @@ class SplitReader:
         index = int(self._owner(np.array([row]))[0])
         return self._shards[index], int(row - self._starts[index])
 
-    def _check(self, shard: ShardFile, row: int) -> None:
-        if self._verify and not shard.intact(row):
-            raise DataIntegrityError(
-                f"Image {int(shard.sample_ids[row])} ({shard.path_of(row)}) in {shard.path} does not match its crc32: "
-                "the file changed after it was opened."
-            )
+    def _check(self, shard: ShardFile, local: list[int], rows: list[int]) -> None:
+        """Raise CorruptImage for the first of some images (`local` in the shard, `rows` of the split) that changed."""
+        shard.check_size()
+        for place, row in zip(local, rows, strict=True) if self._verify else ():
+            if not shard.intact(place):
+                reason = "it does not match its crc32: the file changed after it was opened"
+                raise self._corrupt(shard, place, row, reason)
+
+    def _corrupt(self, shard: ShardFile, local: int, row: int, reason: str) -> CorruptImage:
+        sample = int(shard.sample_ids[local])
+        return CorruptImage.at(row, f"Image {sample} ({shard.path_of(local)}) in {shard.path} is bad: {reason}.")
 
     def _common_shape(self) -> tuple[int, int, int] | None:
         sizes = {

@@ -26,6 +26,7 @@ from data_shards.build import build as build_shards
 from data_shards.errors import UserError, nearest_of
 from data_shards.files import sha256_of
 from data_shards.order import BatchRule
+from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from trainer import distributed, miners
@@ -150,8 +151,12 @@ def build_missing_shards(config: RunConfig) -> None:
         build_shards(config.data.build, path, size=config.data.image_size, options=config.data.build_options)
 
 
-def open_splits(config: RunConfig) -> tuple[ShardFolder, SplitReader, SplitReader, SplitReader | None]:
+def open_splits(
+    config: RunConfig, tell: Callable[..., None] | None = None
+) -> tuple[ShardFolder, SplitReader, SplitReader, SplitReader | None]:
     """Return the shard folder and its train, validation and (if there is one) test split.
+
+    `tell(sample_id=, path=, reason=)` hears of images of the train split that are replaced.
 
     Raises:
         UserError: no shards there, an empty split, or a split with one class only.
@@ -160,7 +165,8 @@ def open_splits(config: RunConfig) -> tuple[ShardFolder, SplitReader, SplitReade
     if not path.exists():
         raise UserError(f"there are no shards at {path}: build them with 'subspace shards build SOURCE {path}'")
     folder = open_shards(path, verify=config.data.verify)
-    train, validation = folder.split("train"), folder.split("validation")
+    replacing = partial(TrainingReader, seed=config.seed, max_corrupt=config.data.max_corrupt, tell=tell)
+    train, validation = folder.split("train", replacing), folder.split("validation")
     for split in (train, validation):
         if len(set(split.labels.tolist())) < 2:
             raise UserError(f"the {split.name} split of {path} has one class only; metric learning needs at least two")

@@ -70,6 +70,12 @@ class DataSection(Section):
     augment: AugmentSection = AugmentSection()
     num_workers: int = Field(0, ge=0)
     verify: bool = True
+    max_corrupt: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="fraction of the training images that may be bad and replaced before the run stops",
+    )
 
 
 class ModelSection(Section):

@@ -14,6 +14,7 @@ import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def _loop(
     config: RunConfig, run: Path, attempt: Attempt, client: Any, stop_after_step: int | None
 ) -> tuple[Loop, SilentRecorder, CheckpointStore]:
     device = distributed.device()
-    _, train, validation, _ = build.open_splits(config)
+    _, train, validation, _ = build.open_splits(config, partial(append_event, run, "quarantined"))
     network = build.model(config, device)
     num_parameters = count_parameters(network)  # an engine may spread them over the ranks
     engine = build.engine(config, network, distributed.world_size())

@@ -165,10 +165,19 @@ class Loop:
         version = self.state.epoch  # one recluster per epoch at most, so its number is a version that never repeats
         with distributed.stage("clustering", at_most_s=self.options.cluster_timeout_s):
             result = self.cluster.recluster(version, plan.num_subspaces, self.options.seed, self._features())
+        self._share_bad_images()
         rule = RepairRule(self.options.min_cluster_size, self.options.min_cluster_classes)
         labels = self.train_split.labels
         self.state.assignment = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
         self._record_recluster(before, result, time.monotonic() - began)
+
+    def _share_bad_images(self) -> None:
+        """Have every rank know the images that any has replaced: together they may be too many."""
+        split = self.train_split
+        if distributed.any_rank(bool(split.bad)):
+            for rows in distributed.gather_arrays(np.array(sorted(split.bad), dtype=np.int64)):
+                others = {int(row): "Another rank met a bad image." for row in rows if row not in split.bad}
+                split.admit(others, tell=False)
 
     def _record_recluster(self, before: Assignment | None, result: Any, seconds: float) -> None:
         now = self.state.assignment
@@ -294,6 +303,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         state = self.state
+        self._share_bad_images()
         scores = self._validate()
         growth = self._report(scores)
         if growth is not None:

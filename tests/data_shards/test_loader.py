@@ -29,6 +29,10 @@ class MemoryReader:
         self.sample_ids = np.arange(len(images), dtype=np.int64) * 13 + 4
         self.has_masks = masks is not None
         self.asked: list[tuple[int, int] | None] = []
+        self.bad: dict[int, str] = {}
+
+    def admit(self, found: dict[int, str]) -> None:
+        assert not found
 
     def uniform_shape(self) -> tuple[int, int, int] | None:
         shapes = {i.shape for i in self.stored}
