@@ -1,9 +1,9 @@
 """Read a shard folder: labels and groups of a split as arrays, images by row, memory-mapped and checked.
 
-The sha256 of a shard is verified before its first use and remembered per file identity (device, inode, size, time of
+The sha256 of a shard is verified before its first use and remembered per file identity (device, inode, size, times of
 change), so opening the same folder again costs nothing and a file rewritten in between is hashed again; the crc32 of
-an image is checked whenever it is read. A file that changes its size is found before it is touched: reading a mapping
-beyond the end of its file would kill the process.
+an image is checked whenever it is read, also where whole files are not (`verify` False). A file that changes its size
+is found before it is touched: reading a mapping beyond the end of its file would kill the process.
 
 Legend: S rows of a split, N rows asked for, H, W, C height, width, channels (1 or 3) of an image.
 """
@@ -198,7 +198,7 @@ class SplitReader:
     def _check(self, shard: ShardFile, local: list[int], rows: list[int]) -> None:
         """Raise CorruptImage for the first of some images (`local` in the shard, `rows` of the split) that changed."""
         shard.check_size()
-        for place, row in zip(local, rows, strict=True) if self._verify else ():
+        for place, row in zip(local, rows, strict=True):
             if not shard.intact(place):
                 reason = "it does not match its crc32: the file changed after it was opened"
                 raise self._corrupt(shard, place, row, reason)

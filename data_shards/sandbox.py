@@ -220,11 +220,8 @@ def _serve(step: Callable[[int], Reply], take: int, give: int, limits: Limits) -
         except Unreadable as reason:
             facts, blob = {"reason": str(reason)}, b""
         text = json.dumps(facts).encode()
-        _write(give, _FRAME.pack(len(text), len(blob)) + text)
-        _write(give, blob)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        head = _FRAME.pack(len(text), len(blob)) + text
+        written = os.writev(give, [head, blob])  # one wake-up of the parent for a small answer
+        rest = memoryview(blob)[written - len(head) :] if written >= len(head) else memoryview(head[written:] + blob)
+        while rest:
+            rest = rest[os.write(give, rest) :]

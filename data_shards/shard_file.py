@@ -34,9 +34,9 @@ class ShardFile:
         """Map and check `path`; raises DataIntegrityError when it is not a shard of this schema."""
         self.path = path
         mapping = _mapped(path)
-        self._num_bytes = mapping.size
+        self._mapping = mapping
         batch = _only_batch(path, mapping, factors)
-        self._batch = batch  # keeps the mapping alive
+        self._num_rows = batch.num_rows
         self.labels = _numbers(batch, "label")
         self.sample_ids = _numbers(batch, "sample_id")
         self.heights = _numbers(batch, "height")
@@ -53,7 +53,7 @@ class ShardFile:
         self._paths, self._masks = _binary_views(batch.column("path")), _binary_views(batch.column("mask"))
 
     def __len__(self) -> int:
-        return int(self._batch.num_rows)
+        return int(self._num_rows)
 
     def path_of(self, row: int) -> str:
         """Return where the image came from, relative to its source."""
@@ -73,7 +73,7 @@ class ShardFile:
             now = os.stat(self.path).st_size
         except OSError:
             raise DataIntegrityError(f"{self.path} disappeared while it was in use.") from None
-        if now != self._num_bytes:
+        if now != self._mapping.size:
             raise DataIntegrityError(f"{self.path} changed its size while it was in use: somebody has rewritten it.")
 
     def has_sizes(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_shards.errors import UserError
-from data_shards.reader import SplitReader, open_shards
+from data_shards.reader import CorruptImage, SplitReader, open_shards
 from launch.report import theme
 from launch.report.collect import Run
 
@@ -31,11 +31,14 @@ class Thumbnails:
         self._fraction = view_fraction
 
     def picture(self, sample_id: int) -> Image.Image | None:
-        """Return the RGB picture of an image, None when the shards do not hold it."""
+        """Return the RGB picture of an image, None when the shards do not hold it, or not intact."""
         row = self._rows.get(int(sample_id))
         if row is None:
             return None
-        array = self._reader.image(row, min_size=(2 * SIDE, 2 * SIDE))
+        try:
+            array = self._reader.image(row, min_size=(2 * SIDE, 2 * SIDE))
+        except CorruptImage:
+            return None
         image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
         side = max(1.0, min(image.size) * self._fraction)
         left, top = (image.width - side) / 2, (image.height - side) / 2
