@@ -7,9 +7,16 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad usage, configuration or input; exit code 2."""
+    """Bad usage, configuration or input; exit code 2.
+
+    Names of foreign files and classes are in its sentence, which goes to terminals, logs and status.json: whatever a
+    terminal would act on, or would begin another line, is spelt out.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class DataIntegrityError(UserError):
@@ -22,6 +29,13 @@ class LoaderError(UserError):
     """The processes that load batches are gone or stuck; exit code 70, since a restart may mend it."""
 
     exit_code = 70
+
+
+def printable(text: str) -> str:
+    """Return text on one line, with control characters and what cannot be encoded as escapes: ESC becomes \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def nearest_of(word: str, choices: list[str]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from cluster.controller import ControllerConfig
@@ -29,6 +30,7 @@ from data_shards.order import BatchRule
 from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
+from launch.plain_values import short
 from trainer import distributed, miners
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
@@ -92,17 +94,37 @@ def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: 
     """Return the table's entry with the user's arguments bound.
 
     Raises:
-        UserError: unknown name or argument; the nearest one is named.
+        UserError: unknown name or argument (the nearest one is named), or an argument of another type.
     """
     if component.name not in table:
         guess = nearest_of(component.name, list(table))
         raise UserError(f"{where}.name: unknown '{component.name}'{guess}; there are {', '.join(table)}")
     made = table[component.name]
-    known = [name for name in inspect.signature(made).parameters if name not in GIVEN or name == "widths"]
+    parameters = inspect.signature(made, eval_str=True).parameters
+    known = [name for name in parameters if name not in GIVEN or name == "widths"]
     for name in component.arguments:
         if name not in known:
             raise UserError(f"{where}.{name}: {component.name} has no such argument{nearest_of(name, known)}")
-    return partial(made, **component.arguments)
+    typed = {name: _typed(f"{where}.{name}", value, parameters[name]) for name, value in component.arguments.items()}
+    return partial(made, **typed)
+
+
+def constructed(where: str, make: Callable[..., Any], *arguments: Any, **given: Any) -> Any:
+    """Call what `entry` returned; values that torch refuses are the user's mistake too."""
+    try:
+        return make(*arguments, **given)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"{where}: these arguments make no part: {short(str(error).partition(chr(10))[0])}") from error
+
+
+def _typed(name: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """Return a user's value as the type that the constructor names."""
+    kind: Any = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(f"{name}: {reason[0].lower() + reason[1:]}, got {short(repr(value))}") from None
 
 
 def check_components(config: RunConfig) -> None:
@@ -177,10 +199,16 @@ def open_splits(
 def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingModel:
     """Return the network with its start weights."""
     settings = config.model
-    backbone = entry(BACKBONES, settings.backbone, "model.backbone")(
-        in_channels=config.data.channels, seed=config.seed, sync_norm=distributed.SynchronisedBatchNorm2d
+    backbone = constructed(
+        "model.backbone",
+        entry(BACKBONES, settings.backbone, "model.backbone"),
+        in_channels=config.data.channels,
+        seed=config.seed,
+        sync_norm=distributed.SynchronisedBatchNorm2d,
     )
-    head = entry(HEADS, settings.head, "model.head")(
+    head = constructed(
+        "model.head",
+        entry(HEADS, settings.head, "model.head"),
         backbone.channels[-1],
         settings.num_dims,
         seed=config.seed,

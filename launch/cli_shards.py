@@ -43,7 +43,7 @@ def build(
         num_workers: decoding processes; each may take 2 GiB of memory and a minute for an image.
     """
     from data_shards.build import build as run_build
-    from launch.config import parse_overrides
+    from launch.overrides import parse_overrides
 
     given = {**parse_overrides(list(overrides)), **({"group": group} if group is not None else {})}
     manifest = run_build(source, dest, size, stored, fit, shard_mb, strict, given, sys.stderr.isatty(), num_workers)

@@ -7,21 +7,31 @@ mistake is answered in well under a second.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_shards.errors import UserError, nearest_of
+from launch.overrides import environment_overrides, is_set, parse_overrides, set_at
+from launch.plain_values import check_values, short
+from launch.yaml_file import read
 
 Resume = Literal["auto", "never", "must"]
+SAFE_NAME = re.compile(r"\w[\w.+=-]{0,99}", re.ASCII)
+Pixels = Annotated[int, Field(gt=0, le=16_384)]
+Count = Annotated[int, Field(gt=0, le=1 << 20)]
+Processes = Annotated[int, Field(gt=0, le=1 << 14)]
+Steps = Annotated[int, Field(gt=0, le=1 << 40)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, every key known."""
+    """A part of the configuration: frozen, every key known, every number finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Component(BaseModel):
@@ -62,13 +72,13 @@ class DataSection(Section):
     shards: str
     build: str | None = Field(None, description="source to build the shards from when they do not exist, e.g. 'digits'")
     build_options: dict[str, Any] = Field(default_factory=dict)
-    image_size: int = Field(224, gt=0)
-    resize: int | None = None
+    image_size: Pixels = 224
+    resize: Pixels | None = None
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     augment: AugmentSection = AugmentSection()
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=1 << 14)
     verify: bool = True
     max_corrupt: float = Field(
         0.01,
@@ -83,7 +93,7 @@ class ModelSection(Section):
 
     backbone: Component = Component(name="resnet50")
     head: Component = Component(name="attention")
-    num_dims: int = Field(128, gt=0)
+    num_dims: int = Field(128, gt=0, le=1 << 16)
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
     weights: str = Field("random", description="'random', or a .pth/.safetensors file with torchvision key names")
 
@@ -96,29 +106,29 @@ class ObjectiveSection(Section):
 class TrainSection(Section):
     """The loop: batches are global, so the number of ranks never changes them."""
 
-    epochs: int = Field(300, gt=0)
-    finetune_epoch: int | None = Field(None, description="from here on the whole embedding is trained on all data")
-    batch_size: int = Field(32, gt=1)
+    epochs: Count = 300
+    finetune_epoch: int | None = Field(None, ge=0, description="from here on all dimensions are trained on all data")
+    batch_size: int = Field(32, gt=1, le=1 << 20)
     samples_per_class: int = Field(8, ge=0)
-    steps_per_epoch: int | None = Field(None, gt=0)
+    steps_per_epoch: Steps | None = None
     temperature: float = Field(1.0, ge=0, description="steps of a subspace go with size ** temperature")
     class_temperature: float = Field(0.0, ge=0, description="classes are drawn with weights size ** class_temperature")
     schedule: Literal["budget", "published"] = "budget"
-    accumulate: int = Field(1, gt=0, description="forward passes a rank splits its part of the batch into")
+    accumulate: Count = Field(1, description="forward passes a rank splits its part of the batch into")
     engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
     channels_last: bool = True
-    logical_shards: int = Field(4, gt=0, description="fixed pieces of a batch in deterministic mode")
+    logical_shards: Count = Field(4, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_nonfinite: int = Field(3, gt=0, description="steps in a row that may be skipped before the run stops")
-    verify_ranks_every: int = Field(100, gt=0, description="steps between comparisons of the ranks' weights")
+    max_nonfinite: Count = Field(3, description="steps in a row that may be skipped before the run stops")
+    verify_ranks_every: Count = Field(100, description="steps between comparisons of the ranks' weights")
     average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the average that is evaluated; 0: none")
 
 
 class OptimSection(Section):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-5, gt=0)
-    embedding_lr: float | None = None
+    embedding_lr: float | None = Field(None, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0)
@@ -131,15 +141,15 @@ class ClusterSection(Section):
     backend: Literal["ray", "local"] = "ray"
     index: Literal["auto", "faiss", "faiss-gpu", "torch"] = "auto"
     features: Literal["penultimate", "embedding"] = "penultimate"
-    recluster_every: int = Field(2, gt=0)
+    recluster_every: Count = 2
     recluster_after_growth: bool = True
-    num_iterations: int = Field(100, gt=0)
-    num_shards: int | None = Field(None, gt=0, description="k-means actors; one per rank when not given")
+    num_iterations: Count = 100
+    num_shards: Processes | None = Field(None, description="k-means actors; one per rank when not given")
     num_cpus: float = Field(0.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
-    min_size: int | None = Field(None, description="smallest cluster that is kept; the batch size when not given")
+    min_size: Count | None = Field(None, description="smallest cluster that is kept; the batch size when not given")
     min_classes: int = Field(2, ge=1)
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: Seconds = 600.0
 
 
 class GrowthSection(Section):
@@ -152,23 +162,23 @@ class GrowthSection(Section):
     min_tail: int = Field(10, gt=0)
     min_selected: int = Field(5, gt=0)
     select: Literal["threshold", "top_fraction"] = "threshold"
-    threshold: float = Field(0.5, ge=0, le=1)
+    threshold: float = Field(0.5, ge=0, lt=1)
     fraction: float = Field(0.5, gt=0, lt=1)
     score: Literal["abs_of_mean", "mean_of_abs"] = "abs_of_mean"
     max_subspaces: int | None = Field(None, gt=0)
 
 
 class EvaluateSection(Section):
-    every: int = Field(1, gt=0)
-    batch_size: int = Field(64, gt=0)
-    nmi_seeds: int = Field(10, gt=0, description="k-means seeds of the final scores")
-    nmi_seeds_while_training: int = Field(1, gt=0)
+    every: Count = 1
+    batch_size: Count = 64
+    nmi_seeds: Count = Field(10, description="k-means seeds of the final scores")
+    nmi_seeds_while_training: Count = 1
     exclude_groups: bool = Field(False, description="remove gallery images of the query's own group (patient, lesion)")
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class CheckpointSection(Section):
-    every_steps: int | None = Field(None, gt=0, description="besides the one at the end of every epoch")
+    every_steps: Steps | None = Field(None, description="besides the one at the end of every epoch")
     keep: int = Field(2, ge=2)
     asynchronous: bool = Field(False, description="write beside the training, from a copy in host memory")
     on_error: Literal["continue", "stop"] = Field("continue", description="when one cannot be written: a full disk")
@@ -181,17 +191,17 @@ class RaySection(Section):
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
     placement: Literal["PACK", "SPREAD"] = Field("PACK", description="workers on few nodes, or each on another")
-    placement_timeout_s: float = Field(600.0, gt=0, description="for room: other runs, nodes that are being started")
+    placement_timeout_s: Seconds = Field(600.0, description="for room: other runs, nodes that are being started")
     autoscaling: bool = Field(False, description="nodes are started on demand: ask for more than there is now")
-    stop_timeout_s: int = Field(240, gt=0, description="what the ranks of a stopped job may take to save")
+    stop_timeout_s: int = Field(240, gt=0, le=10**7, description="what the ranks of a stopped job may take to save")
 
 
 class LaunchSection(Section):
-    nproc: int = Field(1, gt=0)
+    nproc: Processes = 1
     max_restarts: int = Field(3, ge=0, description="restarts in a row without a newer checkpoint")
-    timeout_s: float = Field(600.0, gt=0, description="of every collective")
-    threads: int | None = Field(
-        None, gt=0, description="threads of a rank; the cores divided by the ranks when not given"
+    timeout_s: Seconds = Field(600.0, description="of every collective")
+    threads: Processes | None = Field(
+        None, description="threads of a rank; the cores divided by the ranks when not given"
     )
     tensorboard: bool = True
 
@@ -218,6 +228,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         train = self.train
+        if not SAFE_NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} names folders: use up to 100 letters, digits and any of . _ + = -")
         if train.samples_per_class and train.batch_size % train.samples_per_class:
             per_class = train.samples_per_class
             raise ValueError(
@@ -247,115 +259,43 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def parse_overrides(tokens: list[str]) -> dict[str, Any]:
-    """Turn `a.b=c` tokens into {"a.b": value}; values are YAML, so `1e-4`, `true`, `[1, 2]` mean what they say.
-
-    Raises:
-        UserError: a token without "=".
-    """
-    overrides = {}
-    for token in tokens:
-        name, equals, text = token.partition("=")
-        if not equals:
-            raise UserError(f"'{token}' is not an override: write section.key=value")
-        overrides[name.lstrip("-").replace("-", "_")] = _value(text)
-    return overrides
-
-
-def _value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"'{dotted}' cannot be set: '{parent}' is a value, not a section")
-        tree = child
-    tree[last] = value
-
-
-def _get(tree: dict[str, Any], dotted: str) -> bool:
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def environment_overrides(environment: dict[str, str]) -> dict[str, Any]:
-    """Return overrides from SUBSPACE__SECTION__KEY=value variables."""
-    prefix = "SUBSPACE__"
-    return {
-        name[len(prefix) :].lower().replace("__", "."): _value(text)
-        for name, text in sorted(environment.items())
-        if name.startswith(prefix)
-    }
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping safely.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
-    """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no configuration: expected sections such as 'data:' and 'train:'")
-    return tree
-
-
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Return the checked configuration: defaults < file < SUBSPACE__ environment < overrides.
 
     Raises:
         UserError: anything wrong, in one sentence that names the key.
     """
-    tree = read_yaml(path)
+    tree = read(path)
     for name, value in {**environment_overrides(dict(os.environ)), **parse_overrides(overrides or [])}.items():
-        _set(tree, name, value)
+        set_at(tree, name, value)
     if tree.get("compat") == "published":
         for name, value in PUBLISHED.items():
-            if not _get(tree, name):
-                _set(tree, name, value)
+            if not is_set(tree, name):
+                set_at(tree, name, value)
     return checked(tree, str(path))
 
 
 def checked(tree: dict[str, Any], where: str) -> RunConfig:
     """Return the configuration in `tree`, or raise a UserError whose one sentence names the first mistake."""
     try:
+        check_values(tree, ())
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{where}: {_sentence(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = short(".".join(str(part) for part in first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"unknown key '{name}'{nearest_of(str(first['loc'][-1]), _keys_beside(first['loc']))}"
     if first["type"] == "missing":
         return f"'{name}' is missing"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    return f"'{name}': {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"
+    return f"'{name}': {first['msg'][0].lower() + first['msg'][1:]}, got {short(repr(first['input']))}"
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_shards.errors import UserError
 from launch.config import RunConfig, checked, dump_config, load_config
 from launch.ray_room import asked
 from launch.status import known_status
 from launch.torchrun import RunFailed
+from launch.yaml_file import parse
 
 ANSWER_S = 10.0  # how long a dashboard may take to answer, and how long a lost one is looked for
 MAX_UPLOAD_BYTES = 100 << 20  # what the job server of Ray 2.60 accepts
@@ -151,7 +150,12 @@ def packed(config: RunConfig) -> str:
 
 def unpacked(word: str) -> RunConfig:
     """Return the configuration that `packed` made a word of."""
-    return checked(yaml.safe_load(base64.b64decode(word)), "the submitted configuration")
+    what = "the submitted configuration"
+    try:
+        text = base64.b64decode(word, validate=True).decode()
+    except ValueError:
+        raise UserError(f"{what} is not what 'subspace submit ray' sends") from None
+    return checked(parse(text, what), what)
 
 
 def request(config: RunConfig, run: Path, options: SubmitOptions) -> dict[str, Any]:

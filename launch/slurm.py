@@ -76,7 +76,7 @@ def submit(config_path: Path, overrides: Sequence[str], options: SlurmOptions) -
     words = [*overrides, f"launch.nproc={options.ranks_per_node}"]
     config = load_config(config_path, words)
     run = Path(os.path.abspath(options.run_dir or Path("runs") / config.name))
-    for what, value in (("name", config.name), ("CONFIG", str(config_path)), ("--run-dir", str(run))):
+    for what, value in (("CONFIG", str(config_path)), ("--run-dir", str(run))):
         _check_line(what, value)
     if "\\" in str(run):
         raise UserError(f"--run-dir {run}: Slurm takes no backslash in the path of its output")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from data_shards.errors import DataIntegrityError, UserError
+from data_shards.errors import DataIntegrityError
+from launch import yaml_file
 from launch.status import read_status
 from trainer.tensor_file import read_tensors
 
@@ -113,10 +113,7 @@ def _text(path: Path) -> str:
 
 
 def _mapping(path: Path, text: str) -> Record:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); restore it from the run's log") from None
+    value = yaml_file.parse(text, str(path))
     return value if isinstance(value, dict) else {}
 
 

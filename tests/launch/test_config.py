@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_shards.errors import UserError
 from launch.cli import gathered_overrides
-from launch.config import PUBLISHED, checked, dump_config, load_config, parse_overrides
+from launch.config import PUBLISHED, checked, dump_config, load_config
+from launch.yaml_file import parse
 from tests.runs import ROOT
 
 MINIMAL = {"data": {"shards": "x"}}
@@ -22,7 +23,7 @@ MINIMAL = {"data": {"shards": "x"}}
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(path: Path) -> None:
     config = load_config(path)
-    assert checked(yaml.safe_load(dump_config(config)), "again") == config
+    assert checked(parse(dump_config(config), "it"), "again") == config
 
 
 def write(tmp_path: Path, tree: object) -> Path:
@@ -37,21 +38,6 @@ def test_overrides_beat_environment_beats_file_beats_defaults(tmp_path: Path, mo
     monkeypatch.setenv("SUBSPACE__OPTIM__WEIGHT_DECAY", "0.2")
     config = load_config(path, ["optim.lr=0.3"])
     assert (config.optim.lr, config.optim.weight_decay, config.train.epochs, config.seed) == (0.3, 0.2, 7, 0)
-
-
-def test_values_are_yaml() -> None:
-    found = parse_overrides(
-        ["a.b=1e-4", "a.c=true", "a.d=[1, 2]", "a.e=null", "a.f=text", "a.g=x=y", "train.samples-per-class=2"]
-    )
-    assert found == {
-        "a.b": 1e-4,
-        "a.c": True,
-        "a.d": [1, 2],
-        "a.e": None,
-        "a.f": "text",
-        "a.g": "x=y",
-        "train.samples_per_class": 2,
-    }
 
 
 def test_both_dialects_reach_the_parser_as_one() -> None:
@@ -73,9 +59,16 @@ def test_published_sets_what_is_not_set(tmp_path: Path) -> None:
     assert set(PUBLISHED) >= {"train.schedule", "cluster.recluster_after_growth"}
 
 
-def test_setting_below_a_value_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'seed' is a value"):
-        load_config(write(tmp_path, {**MINIMAL, "seed": 3}), ["seed.x=1"])
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "-x", "", "a b", "ä", "x" * 101, "a\\b", "con\tx"])
+def test_a_name_must_do_as_a_folder(name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        checked({**MINIMAL, "name": name}, "it")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan", "inf"])
+def test_numbers_are_finite(value: object) -> None:
+    with pytest.raises(UserError, match=r"optim\.lr.* finite number"):
+        checked({**MINIMAL, "optim": {"lr": value}}, "it")
 
 
 JSON = st.recursive(
@@ -95,7 +88,7 @@ def test_anything_is_accepted_or_refused_in_one_sentence(tree: dict) -> None:
         assert error.exit_code == 2
         assert str(error).startswith("fuzz: ")
     else:
-        assert checked(yaml.safe_load(dump_config(config)), "again") == config
+        assert checked(parse(dump_config(config), "it"), "again") == config
 
 
 def test_a_configuration_error_imports_neither_torch_nor_ray() -> None:

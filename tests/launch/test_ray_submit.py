@@ -183,11 +183,11 @@ def config(*words: str) -> RunConfig:
 
 
 def test_configuration_arrives_as_it_was(tmp_path: Path) -> None:
-    sent = ray_submit.anchored(config("name=a$HOME b", "data.build=folder:images", "model.weights=w.pth"))
+    sent = ray_submit.anchored(config("data.build=folder:$HOME images", "model.weights=w.pth"))
     assert ray_submit.unpacked(ray_submit.packed(sent)) == sent
     assert "$" not in ray_submit.packed(sent)
     assert sent.data.shards == str(tmp_path / "shards" / "digits16")
-    assert sent.data.build == f"folder:{tmp_path / 'images'}"
+    assert sent.data.build == f"folder:{tmp_path}/$HOME images"
     assert sent.model.weights == str(tmp_path / "w.pth")
     assert config("ray.cpus_per_worker=3").launch.threads is None
     assert ray_submit.anchored(config("ray.cpus_per_worker=3")).launch.threads == 3
@@ -196,7 +196,7 @@ def test_configuration_arrives_as_it_was(tmp_path: Path) -> None:
 
 def test_no_secret_is_in_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret" * 10)
-    job = ray_submit.request(config("name=a run/7"), tmp_path / "r r", ray_submit.SubmitOptions())
+    job = ray_submit.request(config("name=a.run=7"), tmp_path / "r r", ray_submit.SubmitOptions())
     assert "secret" * 10 not in json.dumps(job)
     assert job["entrypoint"].endswith(f"ray-job '{tmp_path / 'r r'}'")
     assert job["submission_id"].startswith("a-run-7-")

@@ -87,10 +87,10 @@ def test_setup_options_and_overrides_find_their_places(submit: Submit) -> None:
 
 def test_values_are_quoted_wherever_they_go(submit: Submit, tmp_path: Path) -> None:
     strange = 'it\'s "one" $(touch injected) `touch injected` 100% ; touch injected ;# &'
-    words = ["--run-dir", strange, f"name={strange}", "--partition", strange, "--python", f"{strange}/python"]
-    script = submit(*words, f"--sbatch-option=comment={strange}", "--sweep", f"name={strange},b", "--dry-run")[1]
+    words = ["--run-dir", strange, "--partition", strange, "--python", f"{strange}/python"]
+    script = submit(*words, f"--sbatch-option=comment={strange}", "--sweep", f"data.build={strange},b", "--dry-run")[1]
     found = directives(script)
-    for name in ("job-name", "partition", "comment"):
+    for name in ("partition", "comment"):
         assert f"--{name}={strange}" in found
     assert f"--output={tmp_path}/{strange.replace('%', '%%')}/slurm/%A_%a.out" in found
     assert "#SBATCH --array=0-1\n" in script
@@ -106,8 +106,8 @@ def test_values_are_quoted_wherever_they_go(submit: Submit, tmp_path: Path) -> N
     python, config, run, override = done.stdout.splitlines()
     assert python == f"{strange}/python"
     assert config == f"{tmp_path}/{strange}/slurm/config.yaml"
-    assert run.startswith(f"{tmp_path}/{strange}/name=")
-    assert override == f"name={strange}"
+    assert run.startswith(f"{tmp_path}/{strange}/data.build=")
+    assert override == f"data.build={strange}"
     assert done.stderr == ""
     assert not list(tmp_path.rglob("injected"))
 
@@ -180,7 +180,7 @@ def test_requeues_end_when_no_attempt_makes_a_step(submit: Submit, tmp_path: Pat
         (("--time", "5"), "--time 5 leaves nothing to train"),
         (("--time", "0-00:06:00"), "leaves nothing to train"),
         (("--partition", "a\nb"), "--partition 'a\\nb' holds a line break"),
-        (("name=a\x1bb",), "name 'a\\x1bb' holds a line break"),
+        (("name=a\x1bb",), "'name' holds a line break or a control character: 'a\\x1bb'"),
         (("--run-dir", "a\\b"), "backslash"),
         (("--sbatch-option=-X",), "--sbatch-option=-X is not NAME"),
         (("--sweep", "seed"), "--sweep 'seed' is not SETTING="),

@@ -40,7 +40,7 @@ def test_cut_and_foreign_lines_are_left_out(run: Path) -> None:
 
 def test_config_that_is_not_yaml_is_named(run: Path) -> None:
     (run / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match=r"config\.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
         read_run(run)
 
 
