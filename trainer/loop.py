@@ -20,6 +20,7 @@ import torch
 
 from cluster.assignment import Assignment, RepairRule, from_clusters
 from cluster.growth import Growth
+from cluster.index import MAX_MAGNITUDE
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards import order
@@ -201,6 +202,8 @@ class Loop:
                     features = self.state.partition.normalize(embedded.vectors.float())
                 else:
                     features = embedded.features.float()
+                if not (features.abs() < MAX_MAGNITUDE).all():  # nor is NaN
+                    raise NonFinite(f"the features of image {int(rows[0])} or later ones {self._diverged}")
                 yield rows, features.cpu().numpy()
 
     # -- the steps of an epoch
@@ -285,6 +288,13 @@ class Loop:
         keep = dropout_keep(self.options.seed, self.state.step, ids, head.num_features, head.dropout)
         return keep.to(self.engine.device, non_blocking=True)
 
+    @property
+    def _diverged(self) -> str:
+        return (
+            f"are not finite after step {self.state.step}: the weights have diverged; the newest checkpoint is from"
+            " before it; lower optim.lr"
+        )
+
     def _non_finite(self, cause: str, rows: np.ndarray) -> None:
         """Count a step that no rank has applied, or stop all ranks; `cause` is what was not finite."""
         state, options = self.state, self.options
@@ -321,6 +331,8 @@ class Loop:
         with self.engine.averaged():
             embedded = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)
         vectors = embedded["vectors"]
+        if not np.isfinite(vectors).all():  # every rank has all of them
+            raise NonFinite(f"the vectors of the validation split {self._diverged}")
         found = None
         if self.leader:
             found = evaluate.scores(
