@@ -159,7 +159,7 @@ class ControllerActor:
 
     def _get(self) -> ControllerCore:
         if self._core is None:
-            self._core = ControllerCore(self._config, Journal(self._journal_path))
+            self._core = ControllerCore(self._config, Journal(self._journal_path, hold=False))
         return self._core
 
     def latest_attempt(self) -> int:

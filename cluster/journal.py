@@ -2,8 +2,9 @@
 
 One JSON line per record, `{"seq": n, "crc32": c, "event": {...}}`, the checksum over `n` and the event in canonical
 form. A crash can only tear the last line, which is then cut off at the next open; damage anywhere else is reported,
-never repaired. A file lock keeps a second controller out. Where locks are not honoured (some network filesystems), or
-somebody replaced the file, an append finds a file that this journal did not leave like that, and is refused.
+never repaired. A file lock keeps writes apart; who held it all the time and was stopped would keep a successor out for
+ever, so a controller holds it for each record only. An append that finds a file which this journal did not leave like
+that is refused: a successor has written, also where locks are not honoured, or somebody replaced the file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +78,42 @@ def read_events(path: Path) -> list[Event]:
 class Journal:
     """The records of one file; `events` holds what was read and appended so far, in order."""
 
-    def __init__(self, path: Path | str, lock_timeout_s: float = 10.0) -> None:
-        """Open or create the journal.
+    def __init__(self, path: Path | str, lock_timeout_s: float = 10.0, hold: bool = True) -> None:
+        """Open or create the journal; `hold` keeps its lock until `close`, otherwise it is taken for each record.
 
-        Raises RunTaken when another process holds it for longer than `lock_timeout_s`, DataIntegrityError when a
+        Raises RunTaken when another process holds the lock for longer than `lock_timeout_s`, DataIntegrityError when a
         record other than a torn last one is damaged.
         """
-        self.path = Path(path)
+        self.path, self._lock_timeout_s, self._hold = Path(path), lock_timeout_s, hold
         self.path.parent.mkdir(parents=True, exist_ok=True)
         created = not self.path.exists()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            self._lock(lock_timeout_s)
-            self.events: list[Event] = self._recover(self.path.read_bytes())
+            with self._locked(first=True):
+                self.events: list[Event] = self._recover(self.path.read_bytes())
+                self._size = os.fstat(self._file).st_size
         except BaseException:
             os.close(self._file)
             raise
-        self._size = os.fstat(self._file).st_size
         if created:
             self._sync_folder()
 
-    def _lock(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    @contextmanager
+    def _locked(self, first: bool = False) -> Iterator[None]:
+        if first or not self._hold:
+            self._lock()
+        try:
+            yield
+        finally:
+            if not self._hold:
+                self._unlock()
+
+    def _unlock(self) -> None:
+        with suppress(OSError):  # there are filesystems without locks
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _lock(self) -> None:
+        deadline = time.monotonic() + self._lock_timeout_s
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,12 +146,13 @@ class Journal:
 
         Raises RunTaken when somebody else wrote to the file, or removed or replaced it: nothing is acknowledged then.
         """
-        self._check_owner()
-        line = encode(len(self.events), event)
-        self._write(line)
-        self._size += len(line)
-        self._check_owner()
-        self.events.append(json.loads(_canonical(event)))
+        with self._locked():
+            self._check_owner()
+            line = encode(len(self.events), event)
+            self._write(line)
+            self._size += len(line)
+            self._check_owner()
+            self.events.append(json.loads(_canonical(event)))
 
     def _check_owner(self) -> None:
         try:

@@ -169,7 +169,7 @@ def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
     """Return this rank's client of the run's shared processes; what had to be started ends with `ends`."""
     settings = config.cluster
     if settings.backend == "local":
-        journal = Journal(run / "journal.jsonl") if distributed.rank() == 0 else None  # rank 0 alone asks
+        journal = Journal(run / "journal.jsonl", hold=False) if distributed.rank() == 0 else None  # rank 0 alone asks
         controller = ControllerCore(build.controller_config(config), journal)
         return LocalCluster(
             controller,

@@ -120,6 +120,18 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         assert len(numbers) > last
 
 
+def test_the_lock_may_be_held_for_each_record_only(tmp_path: Path) -> None:
+    """A stopped process then keeps nobody out, and is refused when it comes back."""
+    path = tmp_path / "journal.jsonl"
+    old = Journal(path, hold=False)
+    old.append({"kind": "old"})
+    new = Journal(path, lock_timeout_s=0.1, hold=False)
+    new.append({"kind": "new"})
+    with pytest.raises(RunTaken, match="superseded"):
+        old.append({"kind": "old"})
+    assert read(path) == [{"kind": "old"}, {"kind": "new"}]
+
+
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every lock is granted, as on a network filesystem that does not honour them."""
