@@ -148,7 +148,7 @@ def render(config: RunConfig, source: Path, run: Path, todo: list[tuple[Path, Po
     environment = Environment(
         loader=PackageLoader("launch", "templates"),
         undefined=StrictUndefined,
-        autoescape=False,  # a shell script; every value goes through `quoted`
+        autoescape=False,  # noqa: S701 - a shell script; every value goes through `quoted`
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

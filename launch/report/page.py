@@ -86,7 +86,7 @@ def render(run: Run, gallery: Gallery) -> str:
     environment.filters["short"] = maps.short
     template = environment.get_template("report.html.j2")
     return template.render(
-        css=Markup(environment.get_template("report.css").render()),  # no quote in it may be escaped
+        css=Markup(environment.get_template("report.css").render()),  # noqa: S704 - ours; no quote in it may be escaped
         name=run.name,
         folder=run.path.resolve().name,
         command=tables.command(run),
