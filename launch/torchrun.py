@@ -11,6 +11,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from data_shards.errors import UserError
 from launch import history
@@ -18,10 +19,12 @@ from launch.config import RunConfig
 from launch.fingerprint import pinned
 from launch.ledger import LAUNCH, Ledger
 from launch.status import known_status, write_status
+from trainer import watchdog
 
 log = logging.getLogger(__name__)
 # The ledger stops a run that makes no progress long before; this bounds what fails before it gets to the ledger.
 AGENT_RESTARTS = 100
+SILENT = "the ranks died without a word; see logs/ in the run folder"
 
 
 def under_torchrun() -> bool:
@@ -90,7 +93,7 @@ def outcome(run: Path, launch: str) -> int:
     if last is not None and last.launch != launch and last.end is None:
         raise RunFailed(f"{run} was taken over by another launch (attempt {last.number})", 6)
     if last is not None and last.end is None:
-        why = last.fault or {"exit_code": 70, "reason": "the ranks died without a word; see logs/ in the run folder"}
+        why = last.fault or _late(run, last.number) or {"exit_code": 70, "reason": SILENT}
         ledger.end(last.number, "failed", why["exit_code"], why["reason"])
     found = history.standing(ledger.events())
     if last is None or (last.launch != launch and found["state"] != "completed"):
@@ -102,6 +105,12 @@ def outcome(run: Path, launch: str) -> int:
     if found["state"] == "failed":
         raise RunFailed(str(found["reason"]), int(found["exit_code"]))
     return int(found["exit_code"])
+
+
+def _late(run: Path, attempt: int) -> dict[str, Any]:
+    """Return why an attempt ended whose ranks could say it only in the files of their watchdogs; {} if not there."""
+    late = watchdog.verdict(run / "logs", attempt)
+    return {"exit_code": history.TIMEOUT, "reason": late} if late else {}
 
 
 class RunFailed(UserError):

@@ -46,9 +46,16 @@ def subspace(
     )
 
 
-def disturbed(words: list[str | Path], disturb: Callable[[psutil.Process], None], timeout_s: float = 240) -> int:
+def disturbed(
+    words: list[str | Path],
+    disturb: Callable[[psutil.Process], None],
+    timeout_s: float = 240,
+    variables: dict[str, str] | None = None,
+) -> int:
     """Run a command, let `disturb` do its worst with the process, return the exit code."""
-    process = subprocess.Popen(command(*words), env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command(*words), env={**environment(), **(variables or {})}, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         disturb(psutil.Process(process.pid))
         return process.wait(timeout_s)

@@ -64,7 +64,7 @@ def pat(doing: str | None = None, at_most_s: float | None = None) -> None:
     """
     if _timer is None:
         return
-    if doing is not None:
+    if doing is not None and not _timer.dumped:
         with suppress(OSError):  # a full disk is no reason to end
             os.pwrite(_timer.file.fileno(), _header(doing), 0)
     patience_s = max(_timer.deadline_s, (at_most_s or 0.0) + GRACE_S)
@@ -97,10 +97,16 @@ def disarm() -> None:
 
 
 def verdict(logs: Path, attempt: int) -> str | None:
-    """Return which rank of an attempt its timer has ended and what that rank was doing; None when there is none."""
+    """Return why ranks of an attempt ended at a deadline, or None: first the one that its timer ended, then its peers.
+
+    For an attempt whose ranks could not tell anybody themselves.
+    """
+    peers = None
     for path in sorted(logs.glob(f"stacks-rank-*-attempt-{attempt}.txt")):
-        doing, _, stacks = path.read_text(errors="replace").partition("\n")
-        if stacks.startswith("Timeout ("):
+        doing, _, rest = path.read_text(errors="replace").partition("\n")
+        if rest.startswith("Timeout ("):
             rank = int(path.name.split("-")[2])
             return f"rank {rank} got nowhere{doing[8:].rstrip()} and was ended; its stacks are in {path}"
-    return None
+        said = next((line for line in rest.splitlines() if "CollectiveTimeout: " in line), None)
+        peers = peers or (f"{said.partition(': ')[2]}; its stacks are in {path}" if said else None)
+    return peers

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.faults import whole
 from tests.faults.matrix import MATRIX
-from tests.runs import assert_nothing_left
+from tests.runs import assert_nothing_left, events, subspace
 
 FIELDS = ("seed", "injected_at_step", "detected_s", "recovered_s", "steps_lost", "bytes_lost", "restarts", "bitwise",
           "leaks", "rc")  # fmt: skip
@@ -57,6 +58,16 @@ def _fingerprint() -> str:
 @pytest.fixture(scope="session")
 def record() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the deterministic run that nothing happens to; Ray or not is no part of its bytes."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subspace(*whole.local(digits, run))
+    assert done.returncode == 0, done.stderr
+    assert len(events(run, "growth")) == len(events(run, "recluster")) == 1
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)

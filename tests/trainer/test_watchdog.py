@@ -70,4 +70,14 @@ def test_error_is_written_with_the_stacks_of_all_threads(tmp_path: Path) -> None
     assert "during the gather" in text.splitlines()[0]
     assert "RuntimeError: late peer" in text
     assert "test_error_is_written_with_the_stacks" in text
-    assert watchdog.verdict(tmp_path, 1) is None  # an error that was raised is somebody else's to tell
+    assert watchdog.verdict(tmp_path, 1) is None  # no deadline
+
+
+def test_verdict_names_the_culprit_before_its_peers(tmp_path: Path) -> None:
+    def left(rank: int, text: str) -> None:
+        (tmp_path / f"stacks-rank-{rank:05d}-attempt-1.txt").write_text("10:00:00 during the gather   \n" + text)
+
+    left(0, "Traceback\ntrainer.distributed.CollectiveTimeout: rank 0 lost its peers during x: closed\nCurrent thread")
+    assert str(watchdog.verdict(tmp_path, 1)).startswith("rank 0 lost its peers during x: closed; its stacks are in")
+    left(1, "Timeout (0:10:00)!\nThread 0x1")
+    assert str(watchdog.verdict(tmp_path, 1)).startswith("rank 1 got nowhere during the gather and was ended")
