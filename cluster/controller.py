@@ -17,7 +17,7 @@ from cluster.errors import StaleMessage
 from cluster.growth import EpochReport, Growth, GrowthPolicy, NoGrowth, progress
 from cluster.journal import Journal
 from cluster.plan import EpochPlan, PlanConfig, phase_of, plan_epoch
-from data_shards.errors import DataIntegrityError, UserError
+from data_shards.errors import DataIntegrityError, UserError, intact
 
 SNAPSHOT_VERSION = 1
 
@@ -48,7 +48,8 @@ class _Record:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> _Record:
         growth = None if data["growth"] is None else Growth.from_json(data["growth"])
-        return cls(int(data["epoch"]), data["metric"], growth)
+        metric = None if data["metric"] is None else float(data["metric"])
+        return cls(int(data["epoch"]), metric, growth)
 
 
 def read_metric(metrics: Mapping[str, Any], name: str) -> float | None:
@@ -68,8 +69,10 @@ class ControllerCore:
         self._config, self._journal = config, journal
         self._records: list[_Record] = []
         self._attempt, self._fresh = 0, True
-        for event in [] if journal is None else journal.events:
-            self._replay(event)
+        if journal is not None:
+            with intact(f"the controller's journal {journal.path}"):
+                for event in journal.events:
+                    self._replay(event)
 
     @property
     def attempt(self) -> int:
@@ -179,12 +182,10 @@ class ControllerCore:
             self._commit({"kind": "rewind", "attempt": self._attempt, "epoch": epoch})
 
     def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-        try:
+        with intact("the controller's snapshot in the checkpoint"):
             known = snapshot["schema_version"] == SNAPSHOT_VERSION
             initial = tuple(snapshot["initial_widths"])
             records = [_Record.from_json(record) for record in snapshot["records"]]
-        except (KeyError, TypeError, ValueError):
-            raise DataIntegrityError("The controller snapshot of the checkpoint is damaged or incomplete.") from None
         if not known or initial != self._config.widths:
             raise DataIntegrityError(
                 f"The checkpoint is of a run that began with widths {initial}, this run with {self._config.widths}; "

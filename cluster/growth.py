@@ -60,8 +60,11 @@ class Growth:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Growth:
         """Rebuild what `to_json` gave."""
-        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
-        return cls(**fields)
+        lists = {name: tuple(int(n) for n in data[name]) for name in ("permutation", "widths", "reset_rows")}
+        numbers = {name: int(data[name]) for name in ("epoch", "parent", "seed")}
+        if sorted(lists["permutation"]) != list(range(sum(lists["widths"]))) or min(lists["widths"]) < 1:
+            raise ValueError("the permutation is none of the dimensions")
+        return cls(decision_id=str(data["decision_id"]), **lists, **numbers)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def decode(line: bytes, number: int) -> Event | None:
         record = json.loads(line)
         event = record["event"]
         sound = record["seq"] == number and record["crc32"] == _checksum(number, _canonical(event))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return event if sound and isinstance(event, dict) else None
 

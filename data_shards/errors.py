@@ -5,6 +5,9 @@ The command line prints the sentence and exits with `exit_code`; nothing here ev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad usage, configuration or input; exit code 2.
@@ -29,6 +32,20 @@ class LoaderError(UserError):
     """The processes that load batches are gone or stuck; exit code 70, since a restart may mend it."""
 
     exit_code = 70
+
+
+@contextmanager
+def intact(what: str) -> Iterator[None]:
+    """Read `what`, which may be damaged or forged: whatever its content makes Python raise becomes one sentence.
+
+    Raises:
+        DataIntegrityError: a value is missing, or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        name = type(error).__name__
+        raise DataIntegrityError(f"{what} is damaged, or was not written by this program ({name}: {error})") from error
 
 
 def printable(text: str) -> str:

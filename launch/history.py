@@ -13,9 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from data_shards.errors import DataIntegrityError
+
 Event = dict[str, Any]
+FIELDS: dict[str, dict[str, type]] = {
+    "taken": {"launch": str, "run": str},
+    "begin": {"attempt": int, "launch": str, "owner": dict},
+    "commit": {"attempt": int, "epoch": int, "step": int, "checkpoint": str},
+    "fault": {"attempt": int, "exit_code": int, "reason": str},
+    "end": {"attempt": int, "state": str, "exit_code": int},
+}
+OWNER: dict[str, type] = {"host": str, "machine": str, "pid": int, "started": float}
 TIMEOUT = 5  # the exit code of a rank that lost its peers: an echo of what another rank says
 
 
@@ -35,6 +46,28 @@ class Attempt:
         """The failure that explains the others: the first that is not the loss of a peer."""
         causes = [event for event in self.faults if event["exit_code"] != TIMEOUT]
         return next(iter([*causes, *self.faults]), None)
+
+
+def checked(events: Sequence[Event], path: Path) -> Sequence[Event]:
+    """Return the events of a ledger if all are such as this program writes, in an order that it writes.
+
+    Raises:
+        DataIntegrityError: one is not, though its checksum is right.
+    """
+    begun: set[int] = set()
+    for i, event in enumerate(events):
+        sound = _has(event, FIELDS.get(str(event.get("kind")), {"kind": int}))
+        if sound and event["kind"] == "begin":
+            sound = _has(event["owner"], OWNER) and event["attempt"] not in begun
+            begun.add(event["attempt"])
+        sound = sound and (event["kind"] == "taken" or event["attempt"] in begun)
+        if not sound:
+            raise DataIntegrityError(f"Record {i + 1} of {path} is none that this program writes; restore a copy.")
+    return events
+
+
+def _has(event: Event, fields: dict[str, type]) -> bool:
+    return all(type(event.get(name)) is kind for name, kind in fields.items())
 
 
 def attempts(events: Sequence[Event]) -> list[Attempt]:

@@ -86,12 +86,13 @@ class Ledger:
         Raises:
             DataIntegrityError: a record is damaged.
         """
-        return read_events(self.path)
+        return list(history.checked(read_events(self.path), self.path))
 
     @contextmanager
     def _open(self) -> Iterator[Journal]:
         journal = Journal(self.path)
         try:
+            history.checked(journal.events, self.path)
             yield journal
         finally:
             journal.close()

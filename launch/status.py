@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.journal import read_events
-from data_shards.errors import UserError
-from data_shards.files import write_text
+from data_shards.errors import UserError, intact, printable
+from data_shards.files import open_plain, write_text
 from launch import history
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LEDGER = "ledger.jsonl"
 STATES = ("running", "completed", "preempted", "failed")
 FIELDS = ("state", "epoch", "step", "num_subspaces", "world_size", "attempt", "exit_code", "reason", "time")
+_MAX_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 18  # enough for hundreds of steps and the last epoch line; a long run's file has gigabytes
 _COLOURS = {"running": "cyan", "completed": "green", "preempted": "yellow", "failed": "red"}
 
@@ -40,7 +41,8 @@ def read_status(run: Path | str) -> dict[str, Any]:
         UserError: the folder or its status.json does not exist, or is not the status of a run.
     """
     status = _stored(run)
-    ended = history.standing(read_events(Path(run) / LEDGER))
+    ledger = Path(run) / LEDGER
+    ended = history.standing(history.checked(read_events(ledger), ledger))
     if ended and (ended["state"] == "completed" or status["state"] == "running"):
         status.update(ended)
     return status
@@ -49,10 +51,13 @@ def read_status(run: Path | str) -> dict[str, Any]:
 def _stored(run: Path | str) -> dict[str, Any]:
     path = Path(run) / "status.json"
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path, _MAX_BYTES) as file:
+            status = json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} is not a run folder: it has no status.json; give the folder of a run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); the run's log is in {Path(run) / 'train.log'}") from None
     if not isinstance(status, dict) or status.get("state") not in STATES:
         raise UserError(f"{path} has no state of {', '.join(STATES)}; it was not written by this program")
@@ -106,7 +111,7 @@ def tail_records(path: Path, max_bytes: int = _TAIL_BYTES) -> list[dict[str, Any
 
 def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        with suppress(json.JSONDecodeError, UnicodeDecodeError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict):
                 yield record
@@ -126,12 +131,13 @@ def render_status(run: Path | str) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", justify="right")
     table.add_column()
-    for name, text in _lines(Path(run), status):
-        table.add_row(name, escape(text))
+    with intact(f"metrics.jsonl or events.jsonl in {run}"):
+        for name, text in _lines(Path(run), status):
+            table.add_row(name, escape(printable(text)))
     colour = _COLOURS[status["state"]]
     return Panel(
         table,
-        title=f"{escape(Path(run).resolve().name)}  [{colour}]{status['state']}[/{colour}]",
+        title=f"{escape(printable(Path(run).resolve().name))}  [{colour}]{status['state']}[/{colour}]",
         title_align="left",
         border_style=colour,
         expand=False,

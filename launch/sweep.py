@@ -62,4 +62,5 @@ def _split(listed: str) -> list[str]:
 def _folder(name: str) -> str:
     """Return the name itself where it is plain and short, else what is plain of it and a hash."""
     plain = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII)[:_LONGEST]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return plain if plain == name else f"{plain}-{digest[:8]}"

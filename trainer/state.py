@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cluster.assignment import Assignment
+from data_shards.errors import intact
 from trainer.checkpoint import Checkpoint
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
@@ -71,14 +72,26 @@ class RunState:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, saliency: TaylorSaliency) -> RunState:
-        """Return the state that `to_checkpoint` stored."""
-        state = checkpoint.state
-        saliency.load_state_dict({name: checkpoint.tensors[f"saliency/{name}"] for name in ("sums", "count")})
-        assignment = None
-        if "assignment" in state:
-            labels = checkpoint.tensors["assignment/labels"].numpy()
-            assignment = Assignment(labels, state["assignment"]["version"], state["assignment"]["num_subspaces"])
-        names = ["epoch", "step_in_epoch", "step", "phase", "loss_sum", "num_losses", "skipped_steps"]
-        names += ["skipped_in_a_row", "best"]
-        partition = SubspacePartition(tuple(state["partition"]["widths"]), state["partition"]["version"])
-        return cls(partition, saliency, assignment, **{name: state[name] for name in names})
+        """Return the state that `to_checkpoint` stored.
+
+        Raises:
+            DataIntegrityError: it is not one.
+        """
+        with intact("the state in the checkpoint"):
+            state = checkpoint.state
+            saliency.load_state_dict({name: checkpoint.tensors[f"saliency/{name}"] for name in ("sums", "count")})
+            assignment = None
+            if "assignment" in state:
+                labels = checkpoint.tensors["assignment/labels"].numpy()
+                version, number = (int(state["assignment"][name]) for name in ("version", "num_subspaces"))
+                assignment = Assignment(labels, version, number)
+            widths = tuple(int(width) for width in state["partition"]["widths"])
+            if sum(widths) != len(saliency.sums):
+                raise ValueError(f"widths {widths} are not those of {len(saliency.sums)} dimensions")
+            counts = ("epoch", "step_in_epoch", "step", "num_losses", "skipped_steps", "skipped_in_a_row")
+            numbers: dict[str, Any] = {name: int(state[name]) for name in counts}
+            score = state["best"]["score"]
+            best = {"epoch": int(state["best"]["epoch"]), "score": None if score is None else float(score)}
+            phase, loss_sum = str(state["phase"]), float(state["loss_sum"])
+            partition = SubspacePartition(widths, int(state["partition"]["version"]))
+            return cls(partition, saliency, assignment, phase=phase, loss_sum=loss_sum, best=best, **numbers)

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.errors import DataIntegrityError
+from data_shards.errors import DataIntegrityError, UserError, intact
+from data_shards.files import open_plain
 from launch import yaml_file
 from launch.status import read_status
 from trainer.tensor_file import read_tensors
 
 Record = dict[str, Any]
+MAX_BYTES = 4 << 30  # metrics.jsonl of a long run
 SPLITS = ("test", "validation")  # in the order of preference for pictures: test is what a paper reports
 
 
@@ -85,13 +87,18 @@ class Run:
 
 
 def read_run(path: Path | str) -> Run:
+    """Read a run folder; raises as `_read_run` does, also for values that are not of the kind they should be."""
+    with intact(f"the run in {path}"):
+        return _read_run(Path(path))
+
+
+def _read_run(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
         UserError: not a run folder.
         DataIntegrityError: a file is not what was written.
     """
-    path = Path(path)
     status = read_status(path)
     config_text = _text(path / "config.yaml")
     metrics = list(_records(path / "metrics.jsonl"))
@@ -109,11 +116,18 @@ def read_run(path: Path | str) -> Run:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    """Return a text file, "" when there is none; what is no UTF-8 in it becomes a replacement character."""
+    if not path.exists():
+        return ""
+    try:
+        with open_plain(path, MAX_BYTES) as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _mapping(path: Path, text: str) -> Record:
-    value = yaml_file.parse(text, str(path))
+    value = yaml_file.parse(text, str(path)) if text else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -122,7 +136,7 @@ def _records(path: Path) -> Iterator[Record]:
     for line in _text(path).splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record
@@ -140,9 +154,11 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
         if not path.exists():
             continue
         try:
-            scores = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            scores = json.loads(_text(path))
+        except (ValueError, RecursionError) as error:
             raise DataIntegrityError(f"{path} is damaged ({error}); run `subspace evaluate` again") from None
+        if not isinstance(scores, dict):
+            raise DataIntegrityError(f"{path} holds no scores; run `subspace evaluate` again")
         yield Evaluation(split, scores, _arrays(folder / f"{split}.safetensors"))
 
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from data_shards.errors import intact
 from launch.report import figures, lineage, maps, panels, tables, theme, thumbnails
 from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
 
@@ -62,7 +63,8 @@ def write_report(run: Path | str) -> Path:
     """
     record = read_run(run)
     gallery = Gallery()
-    page = render(record, gallery)
+    with intact(f"the run in {record.path}"):
+        page = render(record, gallery)
     folder = record.path / "plots"
     folder.mkdir(exist_ok=True)
     for name, content in gallery.plots.items():

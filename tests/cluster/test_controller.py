@@ -140,7 +140,7 @@ def test_no_growth_when_fine_tuning_begins_or_training_ends() -> None:
 
 def test_damaged_or_foreign_snapshots_are_refused() -> None:
     core = fresh()
-    with pytest.raises(DataIntegrityError, match="damaged or incomplete"):
+    with pytest.raises(DataIntegrityError, match="snapshot in the checkpoint is damaged"):
         core.restore({"schema_version": 1})
     other = ControllerCore(ControllerConfig(PlanConfig(4), (16, 16)))
     with pytest.raises(DataIntegrityError, match="began with widths"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.history import attempts, fruitless_restarts, last_commit, run_id, standing, taken_by
+from data_shards.errors import DataIntegrityError
+from launch.history import attempts, checked, fruitless_restarts, last_commit, run_id, standing, taken_by
 
 Event = dict[str, Any]
 
@@ -66,3 +68,19 @@ def test_names_and_commits() -> None:
     assert taken_by(taken, "b") and not taken_by(taken, "c")
     assert last_commit([begin(1), commit(1, 3), commit(1, 4)]) == commit(1, 4)
     assert last_commit([begin(1)]) is None
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [{"kind": "party"}],
+        [{"attempt": 1}],
+        [{"kind": "commit", "attempt": 1, "epoch": 1, "step": 1, "checkpoint": "x"}],  # of an attempt that never began
+        [{"kind": "taken", "launch": 3, "run": "x"}],
+        [{"kind": "begin", "attempt": 1, "launch": "x", "owner": {}}],
+        [{"kind": "begin", "attempt": True, "launch": "x", "owner": {}}],
+    ],
+)
+def test_records_that_nobody_writes_are_refused(events: list[Event]) -> None:
+    with pytest.raises(DataIntegrityError, match=r"Record 1 of ledger is none that this program writes"):
+        checked(events, Path("ledger"))

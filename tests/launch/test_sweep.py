@@ -52,3 +52,8 @@ def test_what_is_no_axis_is_an_error(axis: str) -> None:
 def test_an_axis_given_twice_is_an_error() -> None:
     with pytest.raises(UserError, match="twice"):
         points(["seed=0", "seed=1"])
+
+
+def test_a_value_that_is_no_text_names_a_folder_all_the_same() -> None:
+    (point,) = points(["seed=\ud800"])
+    assert point.name.isascii() and point.name.isprintable()
