@@ -21,7 +21,7 @@ import pytest
 
 from cluster.controller import ControllerCore
 from cluster.errors import RunTaken
-from cluster.journal import Journal
+from cluster.journal import Journal, read_events
 from data_shards.errors import DataIntegrityError
 from tests.actors import CONFIG
 
@@ -182,34 +182,40 @@ def test_c2_stopped_and_superseded_where_locks_are_not_honoured(
            stale_writes=0)  # fmt: skip
 
 
-def _open(path: Path, barrier: Any, results: Any) -> None:
-    barrier.wait()
+def _begin(path: Path, hold: bool, barrier: Any, results: Any) -> None:
+    """Open the journal and write to it at the same moment as another process."""
     try:
-        Journal(path, lock_timeout_s=0.0)
+        barrier.wait()
+        journal = Journal(path, lock_timeout_s=0.0 if hold else 10.0, hold=hold)
+        if not hold:
+            barrier.wait()
+        journal.append({"kind": "begin", "attempt": os.getpid()})
         results.put("won")
     except RunTaken:
         results.put("refused")
-    barrier.wait()  # whoever won holds it until all have tried
+    barrier.wait()  # whoever holds the lock keeps it until both have tried
     results.close()
     results.join_thread()
     os._exit(0)
 
 
 @pytest.mark.matrix
-def test_c3_two_controllers_at_once(record: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hold", [True, False])
+def test_c3_two_controllers_at_once(record: Any, tmp_path: Path, hold: bool) -> None:
     trials, double = 50, 0
     for trial in range(trials):
-        barrier, results = context.Barrier(2), context.Queue()
-        arguments = (tmp_path / f"{trial}.jsonl", barrier, results)
-        pair = [context.Process(target=_open, args=arguments, daemon=True) for _ in range(2)]
+        barrier, results, path = context.Barrier(2), context.Queue(), tmp_path / f"{trial}.jsonl"
+        pair = [context.Process(target=_begin, args=(path, hold, barrier, results), daemon=True) for _ in range(2)]
         for process in pair:
             process.start()
         outcome = sorted(results.get(timeout=30) for _ in pair)
         for process in pair:
             process.join()
+        assert len(read_events(path)) == 1
         double += outcome != ["refused", "won"]
     assert double == 0
-    record("C3", "two controllers open one journal at once", trials=trials, double_leaders=double)
+    how = "lock held throughout" if hold else "lock held for each record"
+    record("C3", f"two controllers open one journal and write at once, {how}", trials=trials, double_leaders=double)
 
 
 def test_c4_torn_tail_and_flipped_bits(record: Any, tmp_path: Path) -> None:
