@@ -2,13 +2,14 @@
 # make test   set everything up and run the tests, but for those that start a cluster of their own
 # make check  everything a reviewer would run: lint, types, import contracts, all tests but the long fault tests
 # make faults the whole fault matrix (long), and docs/faults.md from what it measured
+# make soak   a storm of faults over one long run, MINUTES=20 long
 # Needs Python 3.10 or newer and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # Processes share cores: busy waiting of idle threads costs a factor of three and more.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: venv demo test check faults lint clean
+.PHONY: venv demo test check faults soak lint clean
 
 venv: .venv/.installed
 
@@ -36,6 +37,12 @@ check: lint
 faults: venv
 	rm -f docs/faults.jsonl
 	SUBSPACE_FAULTS=docs/faults.jsonl $(BIN)/python -m pytest tests/faults; code=$$?; \
+	$(BIN)/python -m tests.faults.report docs/faults.jsonl docs/faults.md && exit $$code
+
+MINUTES ?= 20
+SEED ?= 0
+soak: venv
+	SUBSPACE_FAULTS=docs/faults.jsonl $(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED); code=$$?; \
 	$(BIN)/python -m tests.faults.report docs/faults.jsonl docs/faults.md && exit $$code
 
 clean:
