@@ -113,6 +113,9 @@ class RunRecorder(SilentRecorder):
             self.display.say(f"growth: {details['num_subspaces']} subspaces of widths {details['widths']}")
         elif event == "recluster":
             self.display.say(f"recluster: {details['counts']} samples, {details['iterations']} iterations")
+        elif event == "straggler":
+            slow = "rank {rank} takes {seconds:.1f} s of an epoch for its {phase}, the others {typical_s:.1f} s"
+            self.display.say(f"straggler: {slow.format(**details)}")
 
     def status(self, status: str, state: RunState, **details: Any) -> None:
         """Replace status.json."""

@@ -35,6 +35,7 @@ class CollectiveTimeout(RuntimeError):
 
 _stage = "start-up"
 _at_most_s: float | None = None
+_waited_s = 0.0
 
 
 def initialise(timeout_s: float) -> None:
@@ -165,12 +166,27 @@ def _deadline() -> Iterator[None]:
         raise found from error
 
 
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Count the time of a collective as waiting for peers."""
+    global _waited_s
+    began = time.monotonic()
+    with _deadline():
+        yield
+    _waited_s += time.monotonic() - began
+
+
+def waited_s() -> float:
+    """Return how long this rank has been in collectives of this module, in seconds."""
+    return _waited_s
+
+
 def pat() -> None:
     """Show the watchdog that this rank gets on within its stage."""
     watchdog.pat(at_most_s=_at_most_s)
 
 
-@_deadline()
+@_collective()
 def gather_rows(local: Tensor) -> Tensor:
     """Return the rows of every rank in rank order: (n, ...) with equal n on each -> (W * n, ...). No gradient."""
     whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
@@ -200,6 +216,12 @@ def gather_number(value: int) -> list[int]:
     return numbers
 
 
+def gather_numbers(values: list[float]) -> list[list[float]]:
+    """Return the numbers of every rank in rank order: (n) on each -> (W, n)."""
+    rows: list[list[float]] = gather_rows(torch.tensor([values], dtype=torch.float64, device=device())).tolist()
+    return rows
+
+
 def gather_arrays(local: np.ndarray) -> list[np.ndarray]:
     """Return the one-dimensional array of every rank, of any lengths but one dtype, in rank order."""
     value = torch.from_numpy(np.ascontiguousarray(local)).to(device())
@@ -207,7 +229,7 @@ def gather_arrays(local: np.ndarray) -> list[np.ndarray]:
     return [piece.cpu().numpy() for piece in gather_runs(value, counts).split(counts)]
 
 
-@_deadline()
+@_collective()
 def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return rank `source`'s JSON-able value on every rank."""
     payload = json.dumps(value).encode() if rank() == source else b""
@@ -220,7 +242,7 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
     return json.loads(bytes(body.cpu().numpy()).decode())
 
 
-@_deadline()
+@_collective()
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on at least one rank; the same answer everywhere."""
     total = torch.tensor([int(flag)], device=device())
@@ -241,8 +263,8 @@ def clock_differences() -> list[float]:
     readings = []
     for _ in range(3):
         barrier()
-        now = gather_rows(torch.tensor([time.time()], dtype=torch.float64, device=device()))
-        readings.append((now - now[0]).tolist())
+        now = [moment for [moment] in gather_numbers([time.time()])]
+        readings.append([moment - now[0] for moment in now])
     return [min(found, key=abs) for found in zip(*readings, strict=True)]
 
 

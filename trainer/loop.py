@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ from trainer.objectives.subspace import SubspaceObjective
 from trainer.optim import rate_factor, set_rates
 from trainer.saving import Saved, Saver
 from trainer.state import RunState
+from trainer.stragglers import Stopwatch
 
 
 class NonFinite(RuntimeError):
@@ -232,8 +233,9 @@ class Loop:
             device=self.engine.device,
         )
         self.engine.model.train()
+        watch = Stopwatch()
         began = time.monotonic()
-        for batch, (_, rows) in zip(loader, batches[state.step_in_epoch :], strict=True):
+        for batch, (_, rows) in zip(watch.fetched(loader), batches[state.step_in_epoch :], strict=True):
             distributed.pat()
             self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
             began = time.monotonic()
@@ -242,9 +244,13 @@ class Loop:
             last = state.step_in_epoch == len(batches)
             every = self.options.checkpoint_every_steps
             if every and state.step % every == 0 and not last:
-                self._save()
+                with watch.paused():
+                    self._save()
             if not last and self._stop_here():
                 return False
+        straggler = watch.straggler()
+        if straggler is not None:
+            self.recorder.event("straggler", state, **asdict(straggler))
         return True
 
     def _stop_here(self) -> bool:
