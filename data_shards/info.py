@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from data_shards.errors import printable
 from data_shards.manifest import read_manifest
 
 
@@ -47,8 +48,13 @@ def render_info(content: dict[str, Any]) -> RenderableType:
     )
     extras = [f"factors {', '.join(content['factors'])}"] if content["factors"] else []
     extras += ["masks"] if content["has_masks"] else []
-    lines = [Text(headline, style="bold"), *([Text(f"with {' and '.join(extras)}")] if extras else [])]
-    return Group(*lines, _table(content), *(Text(f"Warning: {text}", style="yellow") for text in content["warnings"]))
+    lines = [
+        Text(printable(headline), style="bold"),
+        *([Text(printable(f"with {' and '.join(extras)}"))] if extras else []),
+    ]
+    return Group(
+        *lines, _table(content), *(Text(printable(f"Warning: {text}"), style="yellow") for text in content["warnings"])
+    )
 
 
 def _table(content: dict[str, Any], most: int = 40) -> Table:
@@ -57,7 +63,7 @@ def _table(content: dict[str, Any], most: int = 40) -> Table:
     for split in splits:
         table.add_column(split, justify="right")
     for name in content["classes"][:most]:
-        table.add_row(Text(name), *(f"{content['counts'][split][name]:,}" for split in splits))
+        table.add_row(Text(printable(name)), *(f"{content['counts'][split][name]:,}" for split in splits))
     if (hidden := len(content["classes"]) - most) > 0:
         table.add_row(f"... {hidden:,} more", *("" for _ in splits))
     table.add_row("all", *(f"{content['num_images'][split]:,}" for split in splits), style="bold")

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
+from data_shards.errors import printable
+
 shards = SubcommandApp()
 
 
@@ -48,7 +50,7 @@ def build(
     given = {**parse_overrides(list(overrides)), **({"group": group} if group is not None else {})}
     manifest = run_build(source, dest, size, stored, fit, shard_mb, strict, given, sys.stderr.isatty(), num_workers)
     for warning in manifest.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        print(f"note: {printable(warning)}", file=sys.stderr)
     return info(dest)
 
 
@@ -63,7 +65,7 @@ def verify(folder: Positional[Path], /) -> int:
 
     problems = run_verify(folder, sys.stderr.isatty())
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if not problems:
         print(f"{folder}: all shards are what was written")
     return 3 if problems else 0

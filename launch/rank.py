@@ -28,7 +28,7 @@ from data_shards.reader import SplitReader
 from launch import build, fingerprint, history, run_folder, services
 from launch.config import RunConfig, load_config
 from launch.ledger import Lease, Ledger, launch_id
-from launch.record import RunRecorder, SilentRecorder, append_event
+from launch.record import PrintableLines, RunRecorder, SilentRecorder, append_event
 from launch.status import write_status
 from trainer import distributed, evaluate, watchdog
 from trainer.checkpoint import Checkpoint, CheckpointStore, no_fence, read
@@ -308,9 +308,9 @@ def set_up_logging(run: Path, rank: int) -> None:
     if rank == 0:
         handlers.append(logging.StreamHandler(sys.stderr))
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=logging.INFO, handlers=handlers, force=True, datefmt="%H:%M:%S", format="%(asctime)s %(message)s"
-    )
+    for handler in handlers:
+        handler.setFormatter(PrintableLines("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     for noisy in ("torch", "ray", "matplotlib", "numba", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -15,12 +15,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.telemetry import gpu_readings
+from data_shards.errors import printable
 from data_shards.files import write_text
 from launch.status import write_status
 from trainer.state import RunState
 
 LINE_EVERY_S = 30.0
 log = logging.getLogger(__name__)
+
+
+class PrintableLines(logging.Formatter):
+    """Lines of a log in which foreign names (files, classes) act on no terminal and begin no line of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the entry; lines after its first are indented."""
+        return "\n    ".join(map(printable, super().format(record).split("\n")))
 
 
 class SilentRecorder:

@@ -42,8 +42,9 @@ def _authenticate(run: Path, make_token: bool) -> None:
     os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
-    path = (run / TOKEN_FILE).resolve()
-    if make_token and not path.exists():
+    path = Path(os.path.abspath(run / TOKEN_FILE))
+    if make_token:
+        path.unlink(missing_ok=True)  # what a killed run left, or somebody else put there
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))

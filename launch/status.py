@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         value = read_status(run).get(field)
-        print("" if value is None else value)
+        print("" if value is None else printable(str(value)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
