@@ -38,6 +38,7 @@ _AHEAD = 16  # items a worker may have waiting, so that it never waits for the p
 _MAX_FACTS_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 20
 _TRIES = 2
+_REFUSED = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _receive(worker: _Worker, done: dict[int, Reply | Unreadable]) -> bool:
     worker.received += data
     try:
         for facts, blob in worker.frames():
-            done[worker.items.popleft()] = Unreadable(facts["reason"]) if "reason" in facts else (facts, blob)
+            done[worker.items.popleft()] = Unreadable(facts[_REFUSED]) if _REFUSED in facts else (facts, blob)
             worker.since = time.monotonic()
     except (ValueError, TypeError):
         return False
@@ -218,7 +219,7 @@ def _serve(step: Callable[[int], Reply], take: int, give: int, limits: Limits) -
         try:
             facts, blob = guarded(lambda: step(item))  # noqa: B023 - called at once
         except Unreadable as reason:
-            facts, blob = {"reason": str(reason)}, b""
+            facts, blob = {_REFUSED: str(reason)}, b""
         text = json.dumps(facts).encode()
         head = _FRAME.pack(len(text), len(blob)) + text
         written = os.writev(give, [head, blob])  # one wake-up of the parent for a small answer

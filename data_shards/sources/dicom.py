@@ -2,8 +2,11 @@
 
 Header first: size, frames and transfer syntax are checked before a pixel is decoded. Gray images go through the
 modality LUT (RescaleSlope, RescaleIntercept), a VOI window and, for MONOCHROME1, inversion (PS3.3 C.7.6.3, C.11.1,
-C.11.2) to uint8; RGB, YBR and PALETTE COLOR become RGB. Nothing of the header is stored but a hash of the patient's
-id, as group.
+C.11.2) to uint8; RGB, YBR and PALETTE COLOR become RGB.
+
+Nothing of a header leaves the process that reads it but size, number of frames and a hash of the patient's id, by
+which splits are drawn; what is stored as group is a running number, since short ids could be guessed from their hash.
+Reasons in rejected.csv quote no element. The preamble is never looked at. (Paths are stored, whatever they tell.)
 
 Legend: H, W height and width of a frame; C channels, 1 or 3.
 """
@@ -12,13 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_shards.decode import MAX_FILE_BYTES, Header, UInt8Array, Unreadable, check_size, guarded
+from data_shards.decode import Header, UInt8Array, Unreadable, check_inside, check_size, open_image
 from data_shards.errors import UserError
+from data_shards.sandbox import Reply, Sandbox
 from data_shards.sources.folder import list_images
 from data_shards.sources.listing import Listing, Record
 from data_shards.sources.splits import complete
@@ -27,12 +34,26 @@ from data_shards.sources.table import list_rows
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+T = TypeVar("T")
 MAX_PIXEL_BYTES = 1 << 30
+MAX_FRAMES = 10_000
 _SUFFIXES = {".dcm", ".dicom", ".ima", ""}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DICOMDIR = "1.2.840.10008.1.3.10"
+# what is read of a header, and nothing else
+_FACTS = "Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PhotometricInterpretation PatientID"
+_PIXELS = (
+    "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
+    "NumberOfFrames PhotometricInterpretation PixelPaddingValue RescaleSlope RescaleIntercept ModalityLUTSequence "
+    "WindowCenter WindowWidth VOILUTFunction VOILUTSequence RedPaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableData "
+    "BluePaletteColorLookupTableDescriptor BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
+    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData ExtendedOffsetTable "
+    "ExtendedOffsetTableLengths PixelData FloatPixelData DoubleFloatPixelData"
+)
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "PALETTE COLOR")
+_OTHER = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "XYB")  # the standard's; any other text may be anything
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,10 @@ class _Facts:
     patient: str = ""
     header: Header | None = None
     reason: str = ""
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> _Facts:
+        return cls(**{**facts, "header": Header(**facts["header"])})
 
     def checked(self) -> Header:
         if self.header is None:
@@ -67,18 +92,20 @@ def read(
     "patient" (hash of PatientID), "none", or what folder: and table: know. Raises UserError without pydicom.
     """
     _check_options(window, frames)
-    # it logs a traceback for a file that cannot be decoded; the reason goes to rejected.csv instead
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     base_group = "none" if group == "patient" else group
     if path.is_dir():
         files, root = list_images(path, _SUFFIXES, base_group), path
         files = [record for record in files if Path(record.path).name.upper() != "DICOMDIR"]
     else:
         files, root = list_rows(path, base_group), path.parent
-    records = []
-    for record in files:
-        records += _frame_records(record, window, frames, group)
+    records, patients = [], dict[str, str]()
+    for record, facts in zip(files, _all_facts(files, frames, root), strict=True):
+        if group == "patient":
+            patients.setdefault(facts.patient, f"patient-{len(patients):05d}" if facts.patient else "")
+            record = replace(record, group=facts.patient)
+        records += _frame_records(record, facts, window)
     records, notes = complete(records, validation, test, seed)
+    records = [replace(record, group=patients.get(record.group, record.group)) for record in records]
     classes = tuple(sorted({record.label for record in records}))
     return Listing(root.name, classes, tuple(records), root=root, warnings=tuple(notes))
 
@@ -105,13 +132,25 @@ def _explicit(window: str) -> tuple[float, float]:
     return values
 
 
-def _frame_records(record: Record, window: str, frames: str, group: str) -> list[Record]:
+def _all_facts(records: Sequence[Record], frames: str, root: Path) -> list[_Facts]:
+    """Return what the headers say, read in the sandbox."""
+    real_root = os.path.realpath(root)
+
+    def step(number: int) -> Reply:
+        file = records[number].file
+        assert file is not None
+        check_inside(file, real_root)
+        return asdict(_silent(lambda: _read_facts(file, frames))), b""
+
+    with Sandbox(step) as sandbox:
+        found = list(sandbox.run(range(len(records))))
+    return [_Facts(reason=str(one)) if isinstance(one, Unreadable) else _Facts.from_json(one[0]) for one in found]
+
+
+def _frame_records(record: Record, facts: _Facts, window: str) -> list[Record]:
     """Return one record per file, or per frame when all frames are wanted."""
     file = record.file
     assert file is not None
-    facts = _facts(file, frames)
-    if group == "patient":
-        record = replace(record, group=facts.patient)
     record = replace(record, header=facts.checked)
     if facts.num_frames == 1 or facts.header is None:
         return [replace(record, load=partial(_load, file, 0, window))]
@@ -122,22 +161,31 @@ def _frame_records(record: Record, window: str, frames: str, group: str) -> list
     ]
 
 
-def _facts(file: Path, frames: str) -> _Facts:
+def _silent(step: Callable[[], T]) -> T:
+    """Run pydicom on a file; whatever it raises or warns may quote an element, so that only its kind is told."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     try:
-        return guarded(lambda: _read_facts(file, frames))
-    except Unreadable as reason:
-        return _Facts(reason=str(reason))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return step()
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(f"cannot be decoded ({type(error).__name__})") from None
 
 
 def _read_facts(file: Path, frames: str) -> _Facts:
-    dataset = _open(file, stop_before_pixels=True)
+    dataset = _open(file, _FACTS)
     height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
     samples, bits = int(dataset.get("SamplesPerPixel", 1)), int(dataset.get("BitsAllocated", 8))
     num_frames = int(dataset.get("NumberOfFrames") or 1)
     kind = str(dataset.get("PhotometricInterpretation", ""))
     check_size(height, width)
     if kind not in _GRAY + _COLOUR:
-        raise Unreadable(f"photometric interpretation '{kind[:40]}' is not supported")
+        named = f"'{kind}' " if kind in _OTHER else ""
+        raise Unreadable(f"photometric interpretation {named}is not supported")
+    if num_frames > MAX_FRAMES:
+        raise Unreadable(f"{num_frames} frames are above the limit of {MAX_FRAMES}")
     if num_frames < 1 or height * width * samples * max(bits, 8) // 8 * num_frames > MAX_PIXEL_BYTES:
         raise Unreadable(f"{num_frames} frames of {width} x {height} pixels are above the limit of 1 GiB")
     if num_frames > 1 and frames == "reject":
@@ -151,22 +199,22 @@ def _pseudonym(patient: str) -> str:
     return hashlib.blake2b(patient.strip().encode(), digest_size=8).hexdigest() if patient.strip() else ""
 
 
-def _open(file: Path, stop_before_pixels: bool) -> Dataset:
-    """Read a DICOM data set; raises Unreadable for what could unpack without bounds or holds no image."""
+def _open(file: Path, elements: str) -> Dataset:
+    """Read some elements of a DICOM data set; raises Unreadable for what could unpack without bounds or is no image."""
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_file_meta_info
 
+    open_image(file).close()  # a plain file, not too large
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise Unreadable(f"file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
         meta = read_file_meta_info(file)
         # a deflated data set is inflated whole before its first element can be read: no limit can be checked before
         if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
             raise Unreadable("deflated transfer syntax is not accepted; store it uncompressed")
         if str(meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
             raise Unreadable("a DICOMDIR, not an image")
-        return pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
+        wanted = elements.split()
+        return pydicom.dcmread(file, stop_before_pixels="PixelData" not in wanted, specific_tags=[*wanted])
     except InvalidDicomError:
         raise Unreadable("not a DICOM file (no DICM prefix)") from None
 
@@ -175,4 +223,4 @@ def _load(file: Path, frame: int, window: str, channels: int) -> UInt8Array:
     from data_shards.sources.dicom_pixels import frame_pixels
 
     choice: str | tuple[float, float] = window if window in ("auto", "file", "percentiles") else _explicit(window)
-    return frame_pixels(_open(file, stop_before_pixels=False), frame, choice, channels)
+    return _silent(lambda: frame_pixels(_open(file, _PIXELS), frame, choice, channels))

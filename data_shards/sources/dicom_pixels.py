@@ -61,11 +61,7 @@ def _decoded(dataset: Dataset, frame: int) -> npt.NDArray[Any]:
         if not syntax.is_compressed:
             raise
         lacking = "missing dependencies" in str(error) or "no available" in str(error).lower()
-        hint = (
-            "; install pylibjpeg with its plugins (extra 'dicom')"
-            if lacking
-            else f": {' '.join(str(error).split())[:120]}"
-        )
+        hint = "; install pylibjpeg with its plugins (extra 'dicom')" if lacking else ""
         raise Unreadable(f"compressed pixels ({syntax.name}) cannot be decoded{hint}") from None
 
 

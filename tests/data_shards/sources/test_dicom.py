@@ -154,6 +154,7 @@ def test_what_is_rejected_and_why(tmp_path: Path) -> None:
     write_dicom(folder / "deflated.dcm", pixels, syntax=DeflatedExplicitVRLittleEndian)
     write_dicom(folder / "huge.dcm", pixels, Rows=60000, Columns=60000)
     write_dicom(folder / "frames.dcm", pixels, NumberOfFrames=10**8)
+    write_dicom(folder / "large.dcm", pixels, Rows=4000, Columns=4000, NumberOfFrames=1000)
     write_dicom(folder / "kind.dcm", pixels, "HSV")
     write_dicom(folder / "short.dcm", pixels, Rows=40)
     write_dicom(folder / "nan.dcm", pixels, RescaleSlope="1e308", RescaleIntercept="-1e308")
@@ -165,7 +166,8 @@ def test_what_is_rejected_and_why(tmp_path: Path) -> None:
     for name, text in {
         "deflated.dcm": "deflated transfer syntax",
         "huge.dcm": "60000 x 60000 pixels is above",
-        "frames.dcm": "above the limit of 1 GiB",
+        "frames.dcm": "above the limit of 10000",
+        "large.dcm": "above the limit of 1 GiB",
         "kind.dcm": "'HSV' is not supported",
         "short.dcm": "cannot be decoded",
         "text.dcm": "not a DICOM file",
