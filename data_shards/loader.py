@@ -15,9 +15,16 @@ Legend: B rows of this rank, V views, C channels, S x S pixels.
 from __future__ import annotations
 
 import multiprocessing.queues
+import multiprocessing.util
 import os
+import signal
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +51,8 @@ from data_shards.order import GlobalBatch
 from data_shards.samplers import visits
 
 Rows = npt.NDArray[np.int64]
-_WORKER_TIMEOUT_S = 600
+_WORKER_TIMEOUT_S = 600.0
+_LOOK_EVERY_S = 5.0  # at whether workers live
 
 
 class Reader(Protocol):
@@ -208,18 +216,10 @@ def _slices(position: tuple[int, int] | Sequence[tuple[int, int]] | None) -> Seq
 
 def _stream(items: _TrainItems | _EvaluationItems, num_workers: int, start_method: str) -> Iterator[Any]:
     """Yield the items in order, made here or by worker processes of one thread each."""
-    source: Any = (items[i] for i in range(len(items)))
     if num_workers and len(items):
-        loader = DataLoader(
-            items,
-            batch_size=None,
-            num_workers=num_workers,
-            worker_init_fn=_begin_worker,
-            multiprocessing_context=start_method,
-            timeout=_WORKER_TIMEOUT_S,
-            generator=torch.Generator(),  # else every epoch would draw from the global generator
-        )
-        source = _from_workers(loader)
+        source = _from_workers(items, num_workers, start_method)
+    else:
+        source = (items[i] for i in range(len(items)))
     for item, bad in source:
         items.reader.admit(bad)
         if isinstance(item, UserError):
@@ -227,26 +227,75 @@ def _stream(items: _TrainItems | _EvaluationItems, num_workers: int, start_metho
         yield item
 
 
-def _from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
-    try:
-        yield from loader
-    except (RuntimeError, OSError, EOFError) as error:
-        text = " ".join(str(error).split())
-        if text.startswith("Caught "):  # an error of ours, with the worker's traceback
-            raise
-        raise LoaderError(
-            f"The processes that load batches failed ({text[:200] or type(error).__name__}); if nobody killed them, "
-            "give them more memory, /dev/shm or open files, or lower data.num_workers."
-        ) from error
+def _from_workers(items: Dataset[_Item], num_workers: int, start_method: str) -> Iterator[_Item]:
+    """Yield what workers make; raises LoaderError when they die (within a look) or are stuck (after the timeout)."""
+    with tempfile.TemporaryDirectory(prefix="loader-", ignore_cleanup_errors=True) as folder:
+        loader = DataLoader(
+            items,
+            batch_size=None,
+            num_workers=num_workers,
+            worker_init_fn=partial(_begin_worker, folder),
+            multiprocessing_context=start_method,
+            timeout=_LOOK_EVERY_S,
+            generator=torch.Generator(),  # else every epoch would draw from the global generator
+        )
+        try:
+            made = _without_handler(loader)
+            try:
+                yield from _patiently(made)
+            finally:
+                made._shutdown_workers()  # type: ignore[attr-defined]  # before their folder goes
+        except (RuntimeError, OSError, EOFError) as error:
+            text = " ".join(str(error).split())
+            if text.startswith("Caught "):  # an error of ours, with the worker's traceback
+                raise
+            raise LoaderError(
+                f"The processes that load batches failed ({text[:200] or type(error).__name__}); if nobody killed "
+                "them, give them more memory, /dev/shm or open files, or lower data.num_workers."
+            ) from error
 
 
-def _begin_worker(worker: int) -> None:
+def _patiently(made: Iterator[_Item]) -> Iterator[_Item]:
+    """Yield from workers; a look that finds them alive and at work is no error until the timeout."""
+    since = time.monotonic()
+    while True:
+        try:
+            item = next(made)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out after" not in str(error) or time.monotonic() - since > _WORKER_TIMEOUT_S:
+                raise
+            continue
+        yield item
+        since = time.monotonic()
+
+
+def _without_handler(loader: DataLoader[_Item]) -> Iterator[_Item]:
+    """Start the workers, and take back torch's handler of SIGCHLD: it would raise in the middle of whatever runs."""
+    before = signal.getsignal(signal.SIGCHLD)
+    made = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return made
+
+
+def _begin_worker(folder: str, worker: int) -> None:
     torch.set_num_threads(1)
+    # Tensors are handed over by way of a socket in a temporary folder, which a killed worker leaves behind; the last
+    # worker of a killed rank takes the folder with it.
+    tempfile.tempdir = folder
+    multiprocessing.util.Finalize(None, _remove_empty, args=(folder,), exitpriority=-200)
     # A batch that cannot be handed over (no descriptors, /dev/shm full) would be dropped with a traceback, and waited
     # for until the timeout; the end of a worker is noticed at once.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, item: os._exit(1)
     )
+
+
+def _remove_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def _fits(reader: Reader, config: AugmentConfig) -> bool:
