@@ -37,7 +37,7 @@ class Attempt:
     number: int
     launch: str
     owner: dict[str, Any]
-    committed_step: int | None = None
+    committed_step: int = -1
     faults: list[Event] = field(default_factory=list)
     end: Event | None = None
 
@@ -78,7 +78,7 @@ def attempts(events: Sequence[Event]) -> list[Attempt]:
             found[event["attempt"]] = Attempt(event["attempt"], event["launch"], event["owner"])
         elif event["kind"] == "commit":
             attempt = found[event["attempt"]]
-            attempt.committed_step = max(event["step"], attempt.committed_step or 0)
+            attempt.committed_step = max(event["step"], attempt.committed_step)
         elif event["kind"] == "fault":
             found[event["attempt"]].faults.append(event)
         elif event["kind"] == "end":
@@ -110,8 +110,8 @@ def fruitless_restarts(made: Sequence[Attempt], launch: str) -> int:
     for attempt in made:
         own += attempt.launch == launch
         preempted = attempt.end is not None and attempt.end["state"] == "preempted"
-        newer = attempt.committed_step is not None and attempt.committed_step > best
-        best = max(best, attempt.committed_step or -1)
+        newer = attempt.committed_step > best
+        best = max(best, attempt.committed_step)
         if newer or preempted or attempt.launch != launch:
             count = 0
         elif own > 1:

@@ -27,7 +27,7 @@ from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
 from launch import build, fingerprint, history, run_folder, services
 from launch.config import RunConfig, load_config
-from launch.ledger import Lease, Ledger, launch_id
+from launch.ledger import Lease, Ledger, LostLease, launch_id
 from launch.record import PrintableLines, RunRecorder, SilentRecorder, append_event
 from launch.status import write_status
 from trainer import distributed, evaluate, watchdog
@@ -155,7 +155,8 @@ def _end(run: Path, attempt: Attempt, outcome: str, loop: Loop, recorder: Silent
     reason = loop.not_saved.error if loop.not_saved is not None else None
     if attempt.lease is not None:
         where = {"epoch": loop.state.epoch, "step": loop.state.step}
-        Ledger(run).end(attempt.number, outcome, code, reason, **where)
+        if not Ledger(run).end(attempt.number, outcome, code, reason, **where):
+            raise LostLease(f"attempt {attempt.number} was replaced before it ended")
     recorder.event(outcome, loop.state)
     recorder.status(outcome, loop.state, exit_code=code, reason=reason)
 

@@ -90,8 +90,9 @@ def outcome(run: Path, launch: str) -> int:
     ledger = Ledger(run)
     made = history.attempts(ledger.events())
     last = made[-1] if made else None
-    if last is not None and last.launch != launch and last.end is None:
-        raise RunFailed(f"{run} was taken over by another launch (attempt {last.number})", 6)
+    began = any(attempt.launch == launch for attempt in made)
+    if last is not None and last.launch != launch and (began or last.end is None):
+        raise RunFailed(f"{run} belongs to another launch (attempt {last.number})", 6)
     if last is not None and last.end is None:
         why = last.fault or _late(run, last.number) or {"exit_code": 70, "reason": SILENT}
         ledger.end(last.number, "failed", why["exit_code"], why["reason"])

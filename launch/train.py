@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from launch import torchrun
 from launch.config import Resume, RunConfig, dump_config, load_config
@@ -87,6 +88,7 @@ def _under_torchrun(config: RunConfig, run: Path, options: TrainOptions) -> int:
     from launch.rank import main as run_rank
     from trainer import distributed
 
+    die_with_parent()  # already now: the others may wait for this rank for minutes
     with distributed.stage("start-up"):
         distributed.initialise(config.launch.timeout_s)
     leader = distributed.rank() == 0

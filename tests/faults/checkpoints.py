@@ -71,7 +71,7 @@ class Killer:
 
 
 def save_until_killed(root: Path, at: int, done: Path) -> None:
-    """Save step 20 beside step 10, dying before or after the n-th touch of the disk; `done` tells that there was none."""
+    """Save step 20 beside step 10 and die before or after the n-th touch of the disk; `done` if there was none."""
     torch.set_num_threads(1)
     killer, module, path_type = Killer(at), trainer.checkpoint, type(root)
     for name in ("save_file", "sync", "sha256_of", "write_text"):

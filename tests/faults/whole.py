@@ -21,7 +21,7 @@ CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
 STEP, SAVE, RECLUSTER = "trainer.loop:Loop._step", "trainer.loop:Loop._save", "trainer.loop:Loop._recluster"
 GROW, JOIN = "trainer.loop:Loop._grow", "trainer.distributed:initialise"
 GATHER, COMMIT = "trainer.distributed:gather_rows", "trainer.checkpoint:sha256_of"
-RESUME = "trainer.checkpoint:CheckpointStore.newest"
+RESUME = "trainer.checkpoint:CheckpointStore.newest_valid"
 EVERY = 5  # steps between checkpoints
 LOCAL = ("cluster.backend=local", f"checkpoint.every_steps={EVERY}", "evaluate.nmi_seeds=1")
 

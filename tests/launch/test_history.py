@@ -35,6 +35,7 @@ def end(attempt: int, state: str, exit_code: int = 0) -> Event:
         ([], 0),
         ([begin(1)], 0),  # the first attempt of a launch is no restart
         ([begin(1), commit(1, 0), begin(2), begin(3)], 2),
+        ([begin(1), commit(1, 0), begin(2), commit(2, 0), begin(3), commit(3, 0)], 2),
         ([begin(1), commit(1, 0), begin(2), commit(2, 5), begin(3)], 1),
         ([begin(1), commit(1, 5), begin(2), commit(2, 5), begin(3), commit(3, 4)], 2),  # as far as before is not newer
         ([begin(1), begin(2), end(2, "preempted", 75), begin(3)], 1),
