@@ -127,9 +127,10 @@ class TrainSection(Section):
 
 class OptimSection(Section):
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-5, gt=0)
-    embedding_lr: float | None = Field(None, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    # Beyond float32 torch raises in the middle of a step; nothing trains above a million anyway.
+    lr: float = Field(1e-5, gt=0, le=1e6)
+    embedding_lr: float | None = Field(None, gt=0, le=1e6)
+    weight_decay: float = Field(1e-4, ge=0, le=1e6)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
