@@ -35,7 +35,7 @@ def poison(folder: Path, what: str, rank: int | None, first: int, last: int = 0,
     return {"what": what, "rank": rank, "first": first, "last": last or first, "marker": marker, "once": once}
 
 
-def train(
+def poisoned(
     digits: Path, run: Path, poisons: list[dict[str, Any]], *words: str, nproc: int = 2, deterministic: bool = True
 ) -> tuple[int, str]:
     """Run poisoned ranks to the end; return the exit code and what was said."""
@@ -59,7 +59,7 @@ def test_n1_four_places_on_one_rank_are_left_out_by_all(
 ) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     poisons = [poison(tmp_path, what, rank, step) for what, (rank, step, _) in PLACES.items()]
-    code, said = train(digits, run, poisons, deterministic=deterministic)
+    code, said = poisoned(digits, run, poisons, deterministic=deterministic)
     assert code == 0, said
     for what, (rank, step, _) in PLACES.items():
         assert fired(tmp_path, what) == [(step, rank)]
@@ -67,7 +67,7 @@ def test_n1_four_places_on_one_rank_are_left_out_by_all(
     assert [(e["step"], e["cause"]) for e in skipped] == [(step, cause) for _, step, cause in PLACES.values()]
 
     left_out = [poison(tmp_path, "leave_out", None, step) for _, step, _ in PLACES.values()]
-    assert train(digits, other, left_out, deterministic=deterministic)[0] == 0
+    assert poisoned(digits, other, left_out, deterministic=deterministic)[0] == 0
     assert len(fired(tmp_path, "leave_out")) == 2 * len(PLACES)
     assert content_hash(run) == content_hash(other)
     assert [(s["step"], s["loss"]) for s in steps(run)] == [(s["step"], s["loss"]) for s in steps(other)]
@@ -85,7 +85,7 @@ def test_n1_four_places_on_one_rank_are_left_out_by_all(
 
 def test_n1_stop_names_step_and_rank(digits: Path, tmp_path: Path, record: Recorder) -> None:
     run = tmp_path / "run"
-    code, said = train(digits, run, [poison(tmp_path, "vectors", 1, 5)], "train.on_nonfinite=stop")
+    code, said = poisoned(digits, run, [poison(tmp_path, "vectors", 1, 5)], "train.on_nonfinite=stop")
     assert fired(tmp_path, "vectors") == [(5, 1)]
     assert code == status(run)["exit_code"] == 4, said
     assert "the vectors of rank 1 not finite at step 5" in status(run)["reason"]
@@ -97,7 +97,7 @@ def test_n1_stop_names_step_and_rank(digits: Path, tmp_path: Path, record: Recor
 @pytest.mark.matrix
 def test_n2_not_finite_at_every_step(digits: Path, tmp_path: Path, record: Recorder) -> None:
     run = tmp_path / "run"
-    code, said = train(digits, run, [poison(tmp_path, "vectors", 1, 10, last=1000)])
+    code, said = poisoned(digits, run, [poison(tmp_path, "vectors", 1, 10, last=1000)])
     assert code == status(run)["exit_code"] == 4, said
     assert fired(tmp_path, "vectors") == [(10, 1), (11, 1), (12, 1)]
     assert [e["in_a_row"] for e in events(run, "skipped")] == [1, 2, 3]
@@ -113,7 +113,7 @@ def test_n2_not_finite_at_every_step(digits: Path, tmp_path: Path, record: Recor
 def test_n4_flipped_bit_in_one_rank(digits: Path, tmp_path: Path, undisturbed: Path, record: Recorder) -> None:
     run = tmp_path / "run"
     flip = poison(tmp_path, "bit", 1, 11, once=True)
-    code, said = train(
+    code, said = poisoned(
         digits,
         run,
         [flip],
@@ -143,7 +143,7 @@ def test_n4_flipped_bit_in_one_rank(digits: Path, tmp_path: Path, undisturbed: P
 @pytest.mark.parametrize(("setting", "codes"), [("lr=1e3", (0, 4)), ("lr=1e6", (0, 4)), ("weight_decay=1e6", (0, 4))])
 def test_n5_absurd_rates(setting: str, codes: tuple[int, ...], digits: Path, tmp_path: Path, record: Recorder) -> None:
     run = tmp_path / "run"
-    code, said = train(digits, run, [], f"optim.{setting}", "train.on_nonfinite=stop")
+    code, said = poisoned(digits, run, [], f"optim.{setting}", "train.on_nonfinite=stop")
     assert code in codes, said
     assert "Traceback" not in said
     assert events(run, "restart") == []

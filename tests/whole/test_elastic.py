@@ -32,20 +32,6 @@ def assert_same_bytes(run: Path, other: Path) -> None:
     assert losses == {line["step"]: line["loss"] for line in steps(other)}
 
 
-def test_two_ranks_then_one_then_four(undisturbed: Path, digits: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ("train", CONFIG, f"data.shards={digits}", *WORDS, "cluster.backend=local", "--run-dir", run)
-    for nproc, stop in (("2", "5"), ("1", "19")):  # in mid-epoch; the growth and the recluster are after step 16
-        done = subspace(*words, "--resume", "auto", "--nproc", nproc, "--stop-after-step", stop)
-        assert done.returncode == 75, done.stderr
-        assert status(run)["step"] == int(stop)
-    done = subspace(*words, "--resume", "must", "--nproc", "4")
-    assert done.returncode == 0, done.stderr
-    assert status(run)["world_size"] == 4
-    assert_same_bytes(run, undisturbed)
-    assert_nothing_left()
-
-
 def test_lost_machine_is_survived_by_the_others(undisturbed: Path, digits: Path, tmp_path: Path) -> None:
     """Kill one of two agents and all below it in mid-epoch: the other one goes on alone from the newest checkpoint."""
     run, endpoint = tmp_path / "run", f"127.0.0.1:{free_port()}"

@@ -7,7 +7,7 @@ the poison from acting again after a restart. Nothing is imported or changed bef
     vectors  a pixel of this rank's images is NaN       loss  the loss of this rank is infinite
     layer    the gradient of a layer is NaN before it is added up over the ranks
     sum      the gradient of a layer is NaN after that  leave_out  the step is left out, and nothing is poisoned
-    bit      after the step one bit of a weight flips   weights  after the step a weight is infinite
+    bit      after the step one bit of a weight flips   samples  nothing is poisoned, and the marker names the samples
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 from typing import Any
 
 
-def poison_batch(loop: Any, batch: Any, undo: list[Any]) -> None:
+def poison_batch(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     batch.images.view(-1)[7] = float("nan")
 
 
-def poison_loss(loop: Any, batch: Any, undo: list[Any]) -> None:
+def poison_loss(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     objective, loss = loop.objective, loop.objective.loss
     objective.loss = lambda *arguments: loss(*arguments) * float("inf")
     undo.append(lambda: setattr(objective, "loss", loss))
 
 
-def poison_layer(loop: Any, batch: Any, undo: list[Any]) -> None:
+def poison_layer(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     handle = next(loop.engine.model.backbone.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     undo.append(handle.remove)
 
 
-def poison_sum(loop: Any, batch: Any, undo: list[Any]) -> None:
+def poison_sum(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     engine, backward = loop.engine, loop.engine.backward
 
     def poisoned(loss: Any) -> None:
@@ -47,13 +47,13 @@ def poison_sum(loop: Any, batch: Any, undo: list[Any]) -> None:
     undo.append(lambda: setattr(engine, "backward", backward))
 
 
-def leave_out(loop: Any, batch: Any, undo: list[Any]) -> None:
+def leave_out(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     engine, step = loop.engine, loop.engine.step
     engine.step = lambda: "nothing"
     undo.append(lambda: setattr(engine, "step", step))
 
 
-def flip_bit(loop: Any, batch: Any, undo: list[Any]) -> None:
+def flip_bit(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     import torch
 
     weights = next(loop.engine.model.backbone.parameters()).data
@@ -64,8 +64,8 @@ def flip_bit(loop: Any, batch: Any, undo: list[Any]) -> None:
     undo.append(flip)
 
 
-def poison_weights(loop: Any, batch: Any, undo: list[Any]) -> None:
-    undo.append(lambda: loop.engine.model.head.embedding.weight.data[0].fill_(float("inf")))
+def tell_samples(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
+    marker.write_text(json.dumps(batch.sample_ids.tolist()))
 
 
 KINDS = {
@@ -75,19 +75,19 @@ KINDS = {
     "sum": poison_sum,
     "leave_out": leave_out,
     "bit": flip_bit,
-    "weights": poison_weights,
+    "samples": tell_samples,
 }
 
 
-def act(poison: dict[str, Any], step: int) -> bool:
-    """Return whether the poison acts in this rank at this step, and leave the proof."""
+def act(poison: dict[str, Any], step: int) -> Path | None:
+    """Return the proof, which is left here, when the poison acts in this rank at this step."""
     if poison["rank"] not in (None, int(os.environ["RANK"])) or not poison["first"] <= step <= poison["last"]:
-        return False
+        return None
     marker = Path(f"{poison['marker']}-{step}-{os.environ['RANK']}")
     if poison["once"] and marker.exists():
-        return False
+        return None
     marker.touch()
-    return True
+    return marker
 
 
 def poisoned_step(original: Any) -> Any:
@@ -96,8 +96,8 @@ def poisoned_step(original: Any) -> Any:
     def step(loop: Any, batch: Any, *arguments: Any) -> None:
         undo: list[Any] = []
         for poison in poisons:
-            if act(poison, loop.state.step + 1):
-                KINDS[poison["what"]](loop, batch, undo)
+            if marker := act(poison, loop.state.step + 1):
+                KINDS[poison["what"]](loop, batch, undo, marker)
         try:
             original(loop, batch, *arguments)
         finally:
