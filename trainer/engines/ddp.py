@@ -124,7 +124,8 @@ class DDPEngine(Engine):
             self.average.update()
 
     def _replicas(self) -> list[Tensor]:
-        return list(self.tensors().values())
+        buffers = {f"model/{name}" for name, _ in self.model.named_buffers()}  # statistics of a rank's own rows
+        return [value for name, value in self.tensors().items() if name not in buffers]
 
     def averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

@@ -152,7 +152,7 @@ class DeepSpeedEngine(Engine):
         if self.zero_stage == 0:
             entries = self.slots.entries()
             moments = [self.slots.read(p, entry) for p in self.trained.parameters() for entry in entries]
-        return [*self.trained.state_dict().values(), *moments]
+        return [*self.trained.parameters(), *moments]
 
     # -- whole tensors
 

@@ -182,6 +182,21 @@ def test_a_flipped_bit_of_one_rank_is_noticed_and_the_rank_named(world: int, fli
         assert [text.split(" held ")[0] for text in said] == [f"at step 2 {named}"] * 2
 
 
+def _own_statistics() -> bool:
+    backbone = SmallResNet(widths=(8, 16), blocks=(1, 1), in_channels=1, seed=3, norm="batch")
+    model = EmbeddingModel(backbone, AttentionEmbedding(16, 12, hidden=(8, 4), seed=3))
+    engine = DDPEngine(model, lambda m: torch.optim.Adam(m.parameters()))
+    assert _step(engine, "") is None
+    engine.check_replicas(1)
+    means = torch.stack([buffer.sum() for name, buffer in model.named_buffers() if name.endswith("running_mean")])
+    found = distributed.gather_rows(means[None])
+    return torch.equal(found[0], found[1])
+
+
+def test_batch_statistics_of_each_rank_are_its_own() -> None:
+    assert run_on_ranks(_own_statistics, 2) == [False, False]
+
+
 def _one_rank_has_nothing_to_compare() -> None:
     DDPEngine(make_model(), lambda m: torch.optim.Adam(m.parameters())).check_replicas(0)
 

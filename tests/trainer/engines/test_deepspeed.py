@@ -190,7 +190,7 @@ def differ(case: Case) -> list[bool]:
     noticed = []
     for tensor in engine._replicas()[:1]:
         if distributed.rank() == 2:
-            tensor.view(-1).view(torch.int32)[2] ^= 1
+            tensor.data.view(-1).view(torch.int32)[2] ^= 1
         try:
             engine.check_replicas(2)
             noticed.append(False)
