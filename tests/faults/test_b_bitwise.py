@@ -10,7 +10,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import local, same, train
 from tests.runs import content_hash, events, status, subspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.matrix

@@ -19,7 +19,7 @@ from trainer.losses.margin import margin_loss
 from trainer.objectives.subspace import SubspaceObjective
 from trainer.subspaces.partition import SubspacePartition
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 WORDS = ("cluster.backend=local", "evaluate.nmi_seeds=1", "train.on_nonfinite=skip")
 # what is poisoned -> the rank and the step, and what the event says of it
 PLACES = {
