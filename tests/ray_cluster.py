@@ -1,6 +1,7 @@
 """A Ray cluster of several raylets on this host, in a process of its own: a head with dashboard, and nodes that work.
 
-As a script it starts the cluster of `ray.cluster_utils`, prints a line with the process id of each raylet, adds a node
+As a script it starts the cluster of `ray.cluster_utils`, prints a line for each raylet (process id, address of the
+cluster), adds a node
 for every line it reads, and takes all down at the end of its input.
 """
 
@@ -56,7 +57,7 @@ class RayCluster:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._head = self._started()
+        self._head, self.gcs_address = self._started()
         for _ in range(num_nodes):
             self.add_node()
 
@@ -65,13 +66,15 @@ class RayCluster:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self.raylets.append(self._started())
+        self.raylets.append(self._started()[0])
 
-    def _started(self) -> int:
+    def _started(self) -> tuple[int, str]:
+        """Return the process id of a raylet, and the address that drivers join."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(_MARK):
-                return int(line.removeprefix(_MARK))
+                pid, address = line.removeprefix(_MARK).split()
+                return int(pid), address
         raise AssertionError("the Ray cluster did not start")
 
     def raylet_of(self, actor: str, run: Path) -> int:
@@ -124,16 +127,16 @@ def main(folder: str, port: int, cpus_per_node: int) -> None:
     head = {"include_dashboard": True, "dashboard_port": port, "num_cpus": 0}
     cluster = Cluster(initialize_head=True, head_node_args={**common, **head})
     try:
-        _tell(cluster.head_node)
+        _tell(cluster.head_node, cluster.address)
         for _ in sys.stdin:
-            _tell(cluster.add_node(**common, num_cpus=cpus_per_node))
+            _tell(cluster.add_node(**common, num_cpus=cpus_per_node), cluster.address)
     finally:
         cluster.shutdown()
 
 
-def _tell(node: Any) -> None:
+def _tell(node: Any, address: str) -> None:
     [raylet] = node.all_processes["raylet"]
-    print(f"{_MARK}{raylet.process.pid}", flush=True)
+    print(f"{_MARK}{raylet.process.pid} {address}", flush=True)
 
 
 if __name__ == "__main__":
