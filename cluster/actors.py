@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.calls import POLL_S, call, namespace_of, translated
 from cluster.controller import ControllerConfig, ControllerCore
 from cluster.errors import ClusterTimeout, RunTaken, StaleMessage
+from cluster.hung import place_of
 from cluster.journal import Journal
 from cluster.kmeans import KMeans, KMeansShard
 from cluster.meeting import Key, Meeting
@@ -87,6 +88,7 @@ class CoordinatorActor:
         _settle_in("kmeans", options)
         self._options, self._meeting = options, Meeting()
         self._shards = [ray.get_actor(f"shard-{i}", namespace) for i in range(options.num_shards)]
+        self._lost: set[Any] = set()
 
     def where(self) -> tuple[int, str]:
         """Return (process id, node id)."""
@@ -117,7 +119,9 @@ class CoordinatorActor:
         return result
 
     def _work(self, key: Key, terms: dict[str, int], blocks: list[Stored], deadline: float) -> dict[str, Any]:
-        alive = list(self._shards)
+        # A shard that was lost is waited for only when Ray has started it again since.
+        alive = [shard for shard in self._shards if shard not in self._lost or place_of(shard)[1]]
+        self._lost.difference_update(alive)
         while alive:
             try:
                 group = RemoteShards(alive, key, blocks, deadline, self._options, self._meeting.check)
@@ -126,7 +130,7 @@ class CoordinatorActor:
                 self._broadcast("keep", key, ray.put(fitted))
                 return fitted
             except ShardLost as lost:
-                del alive[lost.shard]
+                self._lost.add(alive.pop(lost.shard))
         raise ClusterTimeout(f"Clustering {key[1]}: no shard actor is left, and none was started again in time.")
 
     def _broadcast(self, method: str, *arguments: Any) -> list[Any]:
