@@ -87,7 +87,7 @@ def test_g2_g3_a_paused_run_is_replaced_and_cannot_write_any_more(
     text = (run / "train.log").read_text()
     assert "replaced by attempt 2" in text or "superseded" in text
     for name in ("G2", "G3"):
-        record(name, "a whole run stopped past its lease, replaced, then continued", rc=6, stale_commits=0, bitwise=True,
+        record(name, "a run stopped past its lease, replaced, continued", rc=6, stale_commits=0, bitwise=True,
                recovered_s=round(taken_s[0], 1))  # fmt: skip
 
 
