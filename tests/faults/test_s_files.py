@@ -84,8 +84,8 @@ def test_s7_pickles_in_place_of_every_file(sound: Path, digits: Path, tmp_path: 
             shutil.rmtree(run)
     pickle.loads(bombs(marker)[2])
     assert marker.exists()  # what would have happened
-    record("S7", "pickles in place of every file that is read", files=len(set(tried)), tries=len(tried), refused=refused,
-           executed=0)  # fmt: skip
+    figures = {"files": len(set(tried)), "tries": len(tried), "refused": refused, "executed": 0}
+    record("S7", "pickles in place of every file that is read", **figures)
 
 
 # ---- S10 -----------------------------------------------------------------------------------------------------------
