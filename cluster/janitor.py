@@ -25,9 +25,13 @@ class RayFolder:
     """A new folder, removed by `close`, or by the janitor when this process ends without it."""
 
     def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="ray")  # short: socket paths below it are limited to 107 characters
+        # Short: socket paths below it are limited to 107 characters. Two, since Ray opens the one it is given to
+        # everybody (mode 0777, Ray 2.60); the outer one stays ours alone.
+        self._private = tempfile.mkdtemp(prefix="ray")
+        self.path = os.path.join(self._private, "r")
+        os.mkdir(self.path, 0o700)
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, self.path, str(os.getpid())],
+            [sys.executable, "-I", "-S", __file__, self._private, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -36,7 +40,7 @@ class RayFolder:
 
     def close(self) -> None:
         """Remove the folder and let the janitor go; closing twice is fine."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self._private, ignore_errors=True)
         self._janitor.kill()
         self._janitor.wait(_PATIENCE_S)
 

@@ -45,8 +45,8 @@ def test_folder_and_processes_of_a_killed_owner_are_gone() -> None:
 def test_closed_folder_leaves_no_janitor() -> None:
     folder = RayFolder()
     janitor = psutil.Process(folder._janitor.pid)
-    assert Path(folder.path).is_dir()
+    assert Path(folder.path).is_dir() and Path(folder.path).parent.stat().st_mode & 0o777 == 0o700
     folder.close()
     folder.close()
-    assert not Path(folder.path).exists()
+    assert not Path(folder.path).parent.exists()
     assert not janitor.is_running()

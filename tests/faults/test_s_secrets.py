@@ -85,6 +85,7 @@ def is_foreign(link: str) -> bool:
     return link.startswith(("/tmp/", "/var/tmp/")) and not link.startswith((str(TMP), "/tmp/pytest-"))
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(600)
 def test_s4_s13_token_and_temporary_files_of_a_run(tmp_path: Path, record: Recorder) -> None:
     run = tmp_path / "run"
