@@ -81,8 +81,8 @@ def links(folder: Path) -> Iterator[str]:
 
 
 def is_foreign(link: str) -> bool:
-    """Return whether a file lies in a folder that everybody writes to, and not in the temporary folder of the run."""
-    return link.startswith(("/tmp/", "/var/tmp/")) and not link.startswith((str(TMP), "/tmp/pytest-"))
+    """Return whether a file has a name in a folder that everybody writes to, outside of the run's own folders."""
+    return link.startswith(("/tmp/", "/var/tmp/")) and not link.startswith((str(TMP), "/tmp/pytest-", "/tmp/#"))
 
 
 @pytest.mark.matrix
