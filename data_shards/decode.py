@@ -20,6 +20,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps
 
+from data_shards.errors import printable
 from data_shards.files import open_plain
 
 FORMATS = ("JPEG", "PNG", "BMP")
@@ -89,7 +90,7 @@ def guarded(step: Callable[[], T]) -> T:
     except Unreadable:
         raise
     except Exception as error:
-        text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:200]
+        text = printable(" ".join(str(error).split()))[:200]
         raise Unreadable(f"cannot be decoded: {text or type(error).__name__}") from None
 
 
