@@ -21,6 +21,7 @@ from data_shards.schema import FACTOR_NAME, SCHEMA_VERSION, SHARD_NAME, SPLITS, 
 
 MANIFEST_NAME = "manifest.json"
 _MAX_BYTES = 64 << 20
+_MAX_COUNT = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,34 @@ def _parsed(content: dict[str, Any]) -> Manifest:
     return Manifest(shards=shards, **content)
 
 
+def _check_kinds(manifest: Manifest) -> None:
+    """Refuse values of another kind than a builder writes; those who read a manifest rely on it."""
+    shards, counts = manifest.shards, manifest.counts
+    texts = [manifest.name, manifest.source, manifest.stored, manifest.fit, *manifest.classes, *manifest.factors]
+    texts += [*manifest.warnings, *(text for shard in shards for text in (shard.file, shard.split, shard.sha256))]
+    numbers = [
+        manifest.rejected,
+        manifest.channels,
+        *(number for shard in shards for number in (shard.rows, shard.bytes)),
+    ]
+    numbers += [number for classes in counts.values() for number in classes.values()]
+    numbers += [] if manifest.image_size is None else [manifest.image_size]
+    if any(type(text) is not str for text in texts):
+        raise ValueError("something is not text that should be")
+    if any(type(number) is not int or not 0 <= number < _MAX_COUNT for number in numbers):
+        raise ValueError("something is not a sensible whole number that should be")
+    if not all(type(told) is dict for told in (manifest.options, manifest.created_with)):
+        raise ValueError("options or versions are not listed by name")
+    names = set(manifest.classes)
+    if len(names) < len(manifest.classes) or any(set(classes) != names for classes in counts.values()):
+        raise ValueError("a class is listed twice, or counts are not those of the classes")
+    if not set(counts) <= set(SPLITS) or type(manifest.has_masks) is not bool or manifest.image_size == 0:
+        raise ValueError("splits, masks or size are none that a builder writes")
+
+
 def _checked(manifest: Manifest) -> Manifest:
     """Refuse what a builder never writes: foreign file names, double shards, sums that do not agree."""
+    _check_kinds(manifest)
     files = [shard.file for shard in manifest.shards]
     if bad := [file for file in files if not isinstance(file, str) or not SHARD_NAME.fullmatch(file)]:
         raise ValueError(f"shard file name {bad[0]!r} is not of the form train-00000.arrow")
