@@ -36,7 +36,7 @@ Reply = tuple[dict[str, Any], bytes]
 _ITEM, _FRAME = struct.Struct("<q"), struct.Struct("<IQ")
 _AHEAD = 16  # items a worker may have waiting, so that it never waits for the parent
 _MAX_FACTS_BYTES = 1 << 20
-_PIPE_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 18
 _TRIES = 2
 _REFUSED = "unreadable"
 
