@@ -18,7 +18,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import CONFIG, LOCAL, local, reached, same, train
 from tests.runs import disturbed, events, files_left, find, status, subspace, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 ORPHANS_MAY_LIVE_S = 5.0
 
 

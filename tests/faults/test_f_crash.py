@@ -13,7 +13,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import Fault, broken, fired, local, restarts, same
 from tests.runs import status, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 TIMEOUT_S = 12.0
 AGENT_PATIENCE_S = 30.0  # torch's, for a process that does not answer SIGTERM
 WORDS = (f"launch.timeout_s={TIMEOUT_S}", f"cluster.timeout_s={TIMEOUT_S}")

@@ -29,7 +29,7 @@ from tests.faults.whole import (
 )
 from tests.runs import disturbed, events, find, kill, lines, status, steps, subspace, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SEEDS = range(10)
 LONG = ("train.steps_per_epoch=30",)  # so that two kills find it running
 

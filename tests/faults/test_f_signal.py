@@ -29,7 +29,7 @@ from tests.faults.whole import (
 )
 from tests.runs import ROOT, command, disturbed, environment, events, status, subspace, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 LONG = ("train.steps_per_epoch=40",)  # so that signals find it running
 
 

@@ -15,6 +15,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import local, ranks, reached
 from tests.runs import ROOT, disturbed, wait_until
 
+pytestmark = pytest.mark.timeout(1800)
 TRIALS = 8
 DEFAULT_TRIALS = 4  # they may take a minute each
 OWN = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"

@@ -17,7 +17,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import CONFIG, LOCAL, local, reached, restarts, same
 from tests.runs import disturbed, events, kill, status, steps, subspace, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 MEETING_S = 120.0
 
 

@@ -17,11 +17,12 @@ import pytest
 
 from tests.agents import Machine, agent, free_port
 from tests.faults.conftest import Recorder
+from tests.faults.test_f_agent import lose_power
 from tests.faults.whole import CONFIG, LOCAL, local, ranks, reached, same
 from tests.runs import ROOT, assert_nothing_left, disturbed, environment, events, status, subspace, wait_until
 from tests.whole.test_nodes import ip, namespaces
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 TIMEOUT_S = 10.0
 WORDS = (f"launch.timeout_s={TIMEOUT_S}", "deterministic=true", "train.steps_per_epoch=40")
 LATENCY_S = 0.2
@@ -55,10 +56,9 @@ def test_h2_partition(
             wait_until(lambda: bool(list((run / "logs").glob("stacks-rank-00000-*"))), "the stacks", timeout_s=60)
             wait_until(lambda: "lost its peers" in stacks(run), "the deadline", timeout_s=60)
             detected_s = time.time() - cut
-            for process in agents:
-                process.terminate()
-            for process in agents:
-                process.communicate(timeout=120)
+            for process in agents:  # as a batch system does: each waits for the other one's machine
+                lose_power(process)
+                process.communicate(timeout=60)
         else:
             time.sleep(outage_s)
             ip("-n", name, "link", "set", name, "up")

@@ -10,7 +10,7 @@ from tests.faults.conftest import Recorder
 from tests.faults.whole import EVERY, Fault, broken, local, restarts, same
 from tests.runs import events, status, subspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.matrix]
+pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(1800)]
 SLOW_S = 0.5
 
 
