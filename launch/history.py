@@ -56,7 +56,8 @@ def checked(events: Sequence[Event], path: Path) -> Sequence[Event]:
     """
     begun: set[int] = set()
     for i, event in enumerate(events):
-        sound = _has(event, FIELDS.get(str(event.get("kind")), {"kind": int}))
+        fields = FIELDS.get(str(event.get("kind")))
+        sound = fields is not None and _has(event, {"kind": str, **fields})
         if sound and event["kind"] == "begin":
             sound = _has(event["owner"], OWNER) and event["attempt"] not in begun
             begun.add(event["attempt"])

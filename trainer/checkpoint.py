@@ -240,7 +240,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     body = {name: value for name, value in manifest.items() if name != "sha256"}
     try:
         sound = hashlib.sha256(canonical_json(body)).hexdigest() == manifest.get("sha256")
-        sound = sound and set(body["files"]) == set(FILES) and all(type(key) is int for key in _order(body))
+        sound = (
+            sound
+            and set(body["files"]) == set(FILES)
+            and type(body["best"]) is bool
+            and all(type(key) is int for key in _order(body))
+        )
     except (ValueError, TypeError, KeyError):
         sound = False
     if not sound:

@@ -90,6 +90,8 @@ class RunState:
                 raise ValueError(f"widths {widths} are not those of {len(saliency.sums)} dimensions")
             counts = ("epoch", "step_in_epoch", "step", "num_losses", "skipped_steps", "skipped_in_a_row")
             numbers: dict[str, Any] = {name: int(state[name]) for name in counts}
+            if not isinstance(state["controller"], dict):
+                raise TypeError("there is no state of the controller")
             score = state["best"]["score"]
             best = {"epoch": int(state["best"]["epoch"]), "score": None if score is None else float(score)}
             phase, loss_sum = str(state["phase"]), float(state["loss_sum"])

@@ -75,6 +75,7 @@ def test_names_and_commits() -> None:
     "events",
     [
         [{"kind": "party"}],
+        [{"kind": 3}],
         [{"attempt": 1}],
         [{"kind": "commit", "attempt": 1, "epoch": 1, "step": 1, "checkpoint": "x"}],  # of an attempt that never began
         [{"kind": "taken", "launch": 3, "run": "x"}],
