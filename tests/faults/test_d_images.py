@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_shards import rendering
 from data_shards.build import REJECTED_NAME, build
@@ -23,6 +24,7 @@ from data_shards.errors import DataIntegrityError
 from data_shards.reader import open_shards
 from data_shards.sandbox import Limits, Reply, Sandbox
 from data_shards.verify import verify
+from tests.faults.memory import grown_mb
 from tests.faults.odd_images import encoded, mutated, odd_files, picture, png_bomb, seeds
 from tests.runs import ROOT, environment
 
@@ -123,8 +125,8 @@ import resource, sys
 from pathlib import Path
 from data_shards.build import build
 build(f"folder:{sys.argv[1]}", Path(sys.argv[2]), size=32, options={"validation": 0, "test": 0})
-own, workers = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(own, workers)
+from tests.faults.memory import peak_mb
+print(round(peak_mb()), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 """
 
 
@@ -159,11 +161,13 @@ def test_d4_a_bomb_in_a_shard(record: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("data_shards.build.render", forged)
     build(f"folder:{tmp_path / 'set'}", tmp_path / "dest", options=OPTIONS)
     reader = open_shards(tmp_path / "dest").split("train")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataIntegrityError, match="13000 x 13000 instead of 40 x 40"):
-        reader.image(0)
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    assert more < 60
+
+    def refused() -> None:
+        with pytest.raises(DataIntegrityError, match="13000 x 13000 instead of 40 x 40"):
+            reader.image(0)
+
+    more = grown_mb(refused)
+    assert more < 60 < 150 < grown_mb(lambda: Image.open(io.BytesIO(bomb)).load())  # what would have happened
     record("D4", "the same as a row of a shard", more_mb=more, rc=3)
 
 

@@ -8,9 +8,8 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from data_shards.shard_file import ShardFile
 from data_shards.sources import dicom
 from data_shards.verify import verify
 from tests.faults.fuzz_cases import damaged
+from tests.faults.memory import grown_mb
 from tests.faults.odd_images import encoded, mutated, picture, zeros
 from tests.faults.test_x_files import changed
 
@@ -43,13 +43,6 @@ OPTIONS = {"validation": 0, "test": 0}
 NAME, DATE, NUMBER = "Winterbottom^Ermintrude", "19370428", "MRN-0815-4711"
 REAL = ("CT_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPEG2000.dcm", "examples_palette.dcm",
         "SC_rgb_jpeg_dcmtk.dcm", "examples_rgb_color.dcm", "image_dfl.dcm", "rtplan.dcm", "DICOMDIR")  # fmt: skip
-
-
-def grown_mb(action: Callable[[], object]) -> float:
-    """Return by how many MB the most that this process ever had grows."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    action()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def write_scan(path: Path, **elements: Any) -> Path:
@@ -132,6 +125,7 @@ def test_s11_hostile_dicom(record: Any, tmp_path: Path) -> None:
     with open(dest / REJECTED_NAME, newline="") as stream:
         reasons = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(stream)}
     assert set(reasons) == expected
+    assert more < 100
     assert "out of the source folder" in reasons["link.dcm"] and "plain file" in reasons["pipe.dcm"]
     record("S11", "huge, deflated, linked, piped, DICOMDIR", cases=len(reasons), refused=len(reasons), parent_mb=more)
 
@@ -301,6 +295,7 @@ def test_s9_compressed_images_and_archives(tmp_path: Path, record: Any) -> None:
         (tmp_path / "set" / "x" / name).write_bytes(data)
     more = grown_mb(lambda: build(f"folder:{tmp_path / 'set'}", tmp_path / "dest", options=OPTIONS))
     assert read_manifest(tmp_path / "dest").rejected == len(bombs)
+    assert more < 60
     record("S9", "gzip, zip and JPEG 2000 called PNG", cases=len(bombs), parent_mb=more, rc=0)
 
 
