@@ -276,6 +276,16 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return checked(tree, str(path))
 
 
+def stored_config(run: Path) -> RunConfig:
+    """Return what a run was started with: RUN/config.yaml has everything resolved, today's environment adds nothing.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = run / "config.yaml"
+    return checked(read(path), str(path))
+
+
 def checked(tree: dict[str, Any], where: str) -> RunConfig:
     """Return the configuration in `tree`, or raise a UserError whose one sentence names the first mistake."""
     try:

@@ -26,7 +26,7 @@ from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
 from launch import build, fingerprint, history, run_folder, services
-from launch.config import RunConfig, load_config
+from launch.config import RunConfig, stored_config
 from launch.ledger import Lease, Ledger, LostLease, launch_id
 from launch.record import PrintableLines, RunRecorder, SilentRecorder, append_event
 from launch.status import write_status
@@ -54,7 +54,7 @@ def main(run: Path, stop_after_step: int | None = None, config: RunConfig | None
     """
     die_with_parent()
     _listen()
-    return work(config or load_config(run / "config.yaml"), run, stop_after_step)
+    return work(config or stored_config(run), run, stop_after_step)
 
 
 def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from data_shards.errors import UserError
 from data_shards.files import write_text
 from launch import history
-from launch.config import Resume, RunConfig, dump_config, load_config
+from launch.config import Resume, RunConfig, dump_config, stored_config
 from launch.ledger import Ledger
 from trainer.checkpoint import CheckpointStore
 
@@ -78,7 +78,7 @@ def _is_free(name: str) -> bool:
 
 
 def _check_same(run: Path, config: RunConfig) -> None:
-    stored = load_config(run / "config.yaml").model_dump(mode="json")
+    stored = stored_config(run).model_dump(mode="json")
     given = config.model_dump(mode="json")
     changed = [name for name in _leaves(stored, given) if not _is_free(name) and _at(stored, name) != _at(given, name)]
     if changed:

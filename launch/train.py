@@ -13,7 +13,7 @@ from typing import Any
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from launch import torchrun
-from launch.config import Resume, RunConfig, dump_config, load_config
+from launch.config import Resume, RunConfig, dump_config, load_config, stored_config
 from launch.fingerprint import pinned
 from launch.ledger import LAUNCH, launch_id
 from launch.status import known_status, write_status
@@ -174,7 +174,7 @@ def evaluate(run: Path, split: str) -> dict[str, Any]:
     """
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    config = load_config(run / "config.yaml")
+    config = stored_config(run)
     os.environ.update(pinned() if config.deterministic else {})  # before torch
     from launch import build, rank
     from trainer import distributed

@@ -14,7 +14,7 @@ from cluster.journal import Journal, decode, encode
 from data_shards.files import sha256_of
 from data_shards.manifest import canonical_json
 from launch import build, history
-from launch.config import checked, dump_config, load_config
+from launch.config import checked, dump_config, stored_config
 from launch.ledger import Ledger
 from launch.ray_submit import packed, unpacked
 from launch.report.collect import read_run
@@ -116,7 +116,7 @@ READERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "journal": (read_journal, ("journal.jsonl",)),
     "ledger": (read_ledger, ("ledger.jsonl",)),
     "status": (read_status_file, ("status.json", "ledger.jsonl", "metrics.jsonl", "events.jsonl")),
-    "config": (lambda run: dump_config(load_config(run / "config.yaml")) and None, ("config.yaml",)),
+    "config": (lambda run: dump_config(stored_config(run)) and None, ("config.yaml",)),
     "job": (lambda run: unpacked((run / "job").read_bytes().decode("latin-1")) and None, ("job",)),
     "report": (
         read_report,

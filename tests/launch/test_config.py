@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_shards.errors import UserError
 from launch.cli import gathered_overrides
-from launch.config import PUBLISHED, checked, dump_config, load_config
+from launch.config import PUBLISHED, checked, dump_config, load_config, stored_config
 from launch.yaml_file import parse
 from tests.runs import ROOT
 
@@ -102,3 +102,13 @@ def test_a_configuration_error_imports_neither_torch_nor_ray() -> None:
     )
     assert done.stdout.strip() == "2 []", done.stderr
     assert "epochs" in done.stderr
+
+
+def test_a_stored_configuration_is_not_changed_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml", ["optim.lr=0.5"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    monkeypatch.setenv("SUBSPACE__OPTIM__LR", "0.25")
+    assert stored_config(tmp_path) == config
+    assert load_config(tmp_path / "config.yaml").optim.lr == 0.25
