@@ -269,17 +269,16 @@ def test_s9_compressed_arrow_buffers(codec: str, shards: Path, tmp_path: Path, r
 
     def step(_: int) -> Reply:
         def refused() -> None:
-            with pytest.raises(UserError):
-                use(tmp_path / "forged")
+            with pytest.raises(UserError, match="compressed"):
+                ShardFile(tmp_path / "forged" / entry.file, read_manifest(shards).factors)
 
-        with pytest.raises(UserError, match="compressed"):
-            ShardFile(tmp_path / "forged" / entry.file, read_manifest(shards).factors)
-        return {"mb": grown_mb(refused)}, b""
+        unpacked = grown_mb(lambda: pa.ipc.open_file(data).get_batch(0))  # what would have happened
+        return {"mb": grown_mb(refused), "unpacked_mb": unpacked}, b""
 
     with Sandbox(step) as sandbox:
         (found,) = sandbox.run([0])
     assert not isinstance(found, Unreadable), found
-    assert found[0]["mb"] < 100
+    assert found[0]["mb"] < 100 < 900 < found[0]["unpacked_mb"]
     record("S9", f"Arrow buffer of 1 GiB in {len(data) >> 10} KB of {codec}", more_mb=found[0]["mb"], rc=3)
 
 
