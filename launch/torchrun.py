@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import RunTaken
 from data_shards.errors import UserError
 from launch import history
 from launch.config import RunConfig
@@ -85,19 +86,22 @@ def outcome(run: Path, launch: str) -> int:
     """Return the exit code of a run whose ranks have ended, by its ledger, and make status.json say so.
 
     Raises:
-        RunFailed: the run failed, or another launch has it.
+        RunFailed: the run failed, or another launch has taken it over.
+        RunTaken: another launch is at work, and this one could not begin.
     """
     ledger = Ledger(run)
     made = history.attempts(ledger.events())
     last = made[-1] if made else None
-    began = any(attempt.launch == launch for attempt in made)
-    if last is not None and last.launch != launch and (began or last.end is None):
-        raise RunFailed(f"{run} belongs to another launch (attempt {last.number})", 6)
-    if last is not None and last.end is None:
+    ours = last is not None and last.launch == launch
+    if last is not None and not ours:
+        if any(attempt.launch == launch for attempt in made):
+            raise RunFailed(f"{run} was taken over by another launch (attempt {last.number})", RunTaken.exit_code)
+        ledger.check_free(launch)
+    if last is not None and ours and last.end is None:
         why = last.fault or _late(run, last.number) or {"exit_code": 70, "reason": SILENT}
         ledger.end(last.number, "failed", why["exit_code"], why["reason"])
     found = history.standing(ledger.events())
-    if last is None or (last.launch != launch and found["state"] != "completed"):
+    if not ours and found.get("state") != "completed":
         reason = (
             known_status(run).get("reason") or "the ranks could not begin; see train.log and logs/ in the run folder"
         )
