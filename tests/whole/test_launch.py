@@ -18,6 +18,7 @@ from tests.runs import ROOT, assert_nothing_left, disturbed, environment, events
 pytestmark = pytest.mark.slow
 GROWTH = ROOT / "configs" / "smoke" / "growth.yaml"
 FIXED = ROOT / "configs" / "smoke" / "fixed.yaml"
+EXPLODES = ("optim.name=sgd", "optim.lr=1e6", "optim.weight_decay=1e6")  # not finite within a few steps
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_torchrun_is_told_by_every_rank_that_a_folder_is_refused(finished: Path,
 def test_what_failed_for_good_is_tried_again_by_the_next_agent_only(digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for attempt in (1, 2):
-        words = (FIXED, f"data.shards={digits}", "optim.lr=1e30", "--resume", "auto")
+        words = (FIXED, f"data.shards={digits}", *EXPLODES, "--resume", "auto")
         done = standalone(2, run, *words)
         assert status(run)["state"] == "failed", done.stderr
         assert (status(run)["exit_code"], status(run)["attempt"]) == (4, attempt)
@@ -172,7 +173,7 @@ def test_signal_saves_and_the_run_goes_on(digits: Path, tmp_path: Path, backend:
 
 def test_numbers_that_are_not_finite_stop_the_run_with_code_4(digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = subspace("train", FIXED, f"data.shards={digits}", "--run-dir", run, "optim.lr=1e30")
+    done = subspace("train", FIXED, f"data.shards={digits}", "--run-dir", run, *EXPLODES)
     assert done.returncode == 4, done.stderr
     assert status(run)["exit_code"] == 4
     assert "not finite at step" in status(run)["reason"]
