@@ -40,9 +40,14 @@ def read_status(run: Path | str) -> dict[str, Any]:
     Raises:
         UserError: the folder or its status.json does not exist, or is not the status of a run.
     """
-    status = _stored(run)
     ledger = Path(run) / LEDGER
     ended = history.standing(history.checked(read_events(ledger), ledger))
+    try:
+        status = _stored(run)
+    except UserError:
+        if not ended:
+            raise
+        status = {**dict.fromkeys(FIELDS), **ended}
     if ended and (ended["state"] == "completed" or status["state"] == "running"):
         status.update(ended)
     return status

@@ -34,7 +34,7 @@ def test_actor_is_killed_after_its_stacks_and_another_class_is_not(tmp_path: Pat
     assert process.poll() is None
     kill_actor_process(process.pid, "SomeActor")
     wait_until(lambda: process.poll() is not None, "the end of the actor", 30)
-    assert 'File "<string>", line 6' in (tmp_path / "logs" / "stacks-sleeper.txt").read_text()
+    assert 'File "<string>", line' in (tmp_path / "logs" / "stacks-sleeper.txt").read_text()
     kill_actor_process(process.pid, "SomeActor")  # it is gone: nothing to do
 
 

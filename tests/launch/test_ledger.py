@@ -13,6 +13,7 @@ import pytest
 from cluster.errors import RunTaken
 from launch import history, ledger
 from launch.ledger import Ledger, LostLease, NoProgress
+from launch.status import read_status
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +109,15 @@ def test_launches_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ledger.LAUNCH)
     assert ledger.launch_id() == ledger.launch_id()
     assert f":{os.getppid()}:" in ledger.launch_id()
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"state": "running"}'])
+def test_the_status_of_an_ended_run_is_told_without_its_file(tmp_path: Path, content: str | None) -> None:
+    Ledger(tmp_path).begin("a", 1, 3).close()
+    if content is not None:
+        (tmp_path / "status.json").write_text(content)
+    Ledger(tmp_path).end(1, "preempted", 75, "asked to", epoch=1, step=7)
+    found = read_status(tmp_path)
+    assert {name: found[name] for name in ("state", "exit_code", "step", "attempt")} == {
+        "state": "preempted", "exit_code": 75, "step": 7, "attempt": 1,
+    }  # fmt: skip

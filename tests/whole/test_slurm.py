@@ -172,7 +172,7 @@ def test_sweep_is_an_array_whose_tasks_requeue_alone(
     site: Site, digits: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     sweep = tmp_path / STRANGE
-    job = submitted(site, digits, sweep, f"name={STRANGE}", "--sweep", "seed=0,1", "--sbatch-option=comment=" + STRANGE)
+    job = submitted(site, digits, sweep, "--sweep", "seed=0,1", "--sbatch-option=comment=" + STRANGE)
     moved = sweep / "seed=1"
     held = hold_in_mid_epoch(site, moved)
     site.call("scancel", "--signal=USR1", f"{job}_1")  # as preemption with a grace time does
