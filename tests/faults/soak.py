@@ -3,7 +3,8 @@
 Every 20 s on average (a Poisson process) a process of the run is killed or stopped: a rank, a k-means actor, the
 controller, the raylet, the launcher. A launcher that ends is started again with `--resume auto`, as a batch system
 does; that is a requeue. What needs a person (another exit code than 5, 70, 75, or of a signal) is a manual
-intervention and ends the storm. At the end the run must have the bytes of an undisturbed run of the same work.
+intervention and ends the storm. When time is up the run is preempted, and must have the bytes of an undisturbed run
+that is stopped at the same step.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from tests.faults.whole import ranks, reached, train
 from tests.runs import command, content_hash, environment, events, files_left, find, processes_left, status, subspace
 
 MEAN_S = 20.0
-REQUEUED = (5, 70, 75)  # and death by a signal
+PREEMPTED = 75
+REQUEUED = (5, 70, PREEMPTED)  # and death by a signal
 STEPS = 30  # per epoch
 WORDS = (
+    "train.epochs=10000",  # it is stopped
     f"train.steps_per_epoch={STEPS}",
     "checkpoint.every_steps=10",
     "cluster.recluster_every=2",
@@ -61,16 +64,16 @@ class Storm:
     run: Path
     draw: random.Random
     faults: Counter[str] = field(default_factory=Counter)
-    requeues: int = 0
+    launches: int = 0
     manual: int = 0
     recomputed: int = 0
     furthest: int = 0
     seen: int = 0
 
     def blow(self, minutes: float) -> float:
-        """Run to the end, with faults for some minutes; return the seconds it took."""
-        began, code = time.monotonic(), None
-        while code != 0 and not self.manual:
+        """Run, with faults for some minutes, until it is put aside; return the seconds it took."""
+        began, code = time.monotonic(), 0
+        while not self.manual and not (code == PREEMPTED and time.monotonic() > began + minutes * 60):
             log = (self.run.parent / "launcher.log").open("a")
             launcher = subprocess.Popen(
                 command(*self.words), env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -83,16 +86,20 @@ class Storm:
             if code > 0 and code not in REQUEUED:
                 self.manual += 1
                 print(f"exit code {code}: {status(self.run)}")
-            self.requeues += code != 0
+            self.launches += 1
         return time.monotonic() - began
 
     def _through(self, launcher: subprocess.Popen[bytes], until: float) -> int:
-        """Disturb one launch until it ends; return its exit code."""
+        """Disturb one launch until it ends, or ask it to end when time is up; return its exit code."""
         due = time.monotonic() + self.draw.expovariate(1 / MEAN_S)
         while launcher.poll() is None:
             self._look()
-            if time.monotonic() >= due and due < until:
-                self._strike(psutil.Process(launcher.pid))
+            if time.monotonic() >= min(due, until):
+                if due < until:
+                    self._strike(psutil.Process(launcher.pid))
+                else:
+                    launcher.send_signal(signal.SIGTERM)
+                    launcher.wait()
                 due = time.monotonic() + self.draw.expovariate(1 / MEAN_S)
             time.sleep(0.2)
         self._look()
@@ -119,44 +126,33 @@ class Storm:
         self.furthest = max(self.furthest, reached(self.run))
 
 
-def undisturbed(words: list[str | Path]) -> float:
-    """Run to the end; return the seconds it took."""
-    began = time.monotonic()
-    done = subspace(*words, timeout_s=7200)
-    assert done.returncode == 0, done.stderr
-    return time.monotonic() - began
-
-
 def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Measure the undisturbed run and the disturbed one; return the figures."""
+    """Run under a storm, then the same work undisturbed; return the figures."""
     shards = folder / "digits16"
     build("digits", shards, size=16)
-
-    def words(run: Path, epochs: int) -> list[str | Path]:
-        return train(shards, run, *WORDS, f"train.epochs={epochs}", "--resume", "auto")
-
-    # Two short runs tell what an epoch takes; half of the time goes to what faults cost.
-    short, longer = undisturbed(words(folder / "2", 2)), undisturbed(words(folder / "6", 6))
-    epoch_s = max(0.2, (longer - short) / 4)
-    epochs = max(6, round((minutes * 60 / 2 - short) / epoch_s))
-    calm, storm = folder / "calm", Storm(words(folder / "storm", epochs), folder / "storm", random.Random(seed))
-    calm_s = undisturbed(words(calm, epochs))
+    run, calm = folder / "storm", folder / "calm"
+    storm = Storm(train(shards, run, *WORDS, "--resume", "auto"), run, random.Random(seed))
     storm_s = storm.blow(minutes)
     deadline = time.monotonic() + 30
     while processes_left() and time.monotonic() < deadline:
         time.sleep(0.5)
+    leaks, stopped = len(processes_left()) + len(files_left()), status(run)
+    began = time.monotonic()
+    done = subspace(*train(shards, calm, *WORDS), "--stop-after-step", str(stopped["step"]), timeout_s=7200)
+    calm_s = time.monotonic() - began
+    assert done.returncode == PREEMPTED, done.stderr
     return {
         "seed": seed,
-        "bitwise": not storm.manual and content_hash(storm.run) == content_hash(calm),
-        "rc": status(storm.run)["exit_code"],
-        "restarts": len(events(storm.run, "restart")),
-        "leaks": len(processes_left()) + len(files_left()),
+        "bitwise": not storm.manual and content_hash(run) == content_hash(calm),
+        "rc": stopped["exit_code"],
+        "restarts": len(events(run, "restart")),
+        "leaks": leaks,
         "minutes": round(storm_s / 60, 1),
-        "steps": epochs * STEPS,
+        "steps": stopped["step"],
         "faults": sum(storm.faults.values()),
         "effective_time_percent": round(100 * calm_s / storm_s, 1),
-        "steps_recomputed_percent": round(100 * storm.recomputed / (epochs * STEPS), 1),
-        "requeues": storm.requeues,
+        "steps_recomputed_percent": round(100 * storm.recomputed / stopped["step"], 1),
+        "launches": storm.launches,
         "manual_interventions": storm.manual,
         **dict(sorted(storm.faults.items())),
     }

@@ -29,7 +29,7 @@ def commits(run: Path) -> list[int]:
 @pytest.mark.parametrize("launcher", [pytest.param("subspace"), pytest.param("torchrun", marks=long)])
 def test_g1_the_same_run_started_twice(digits: Path, tmp_path: Path, record: Recorder, launcher: str) -> None:
     run = tmp_path / "run"
-    words = local(digits, run, "--nproc", "1", "--resume", "auto")
+    words = local(digits, run, "launch.nproc=1", "--resume", "auto")
     seconds: list[float] = []
 
     def disturb(process: psutil.Process) -> None:
@@ -40,9 +40,12 @@ def test_g1_the_same_run_started_twice(digits: Path, tmp_path: Path, record: Rec
             assert second.returncode == 6, second.stderr
             assert "is being trained by process" in second.stderr
         else:
-            command = ["-m", "torch.distributed.run", "--standalone", "--no-python", sys.executable, "-m", "launch"]
+            command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "--log-dir", tmp_path]
             second = subprocess.run(
-                [sys.executable, *command, *map(str, words)], env=environment(), capture_output=True, text=True
+                [sys.executable, *command, "-m", "launch", *map(str, words)],
+                env=environment(),
+                capture_output=True,
+                text=True,
             )
             assert second.returncode == 1  # torchrun has one code for all
             assert "is being trained by process" in second.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -82,7 +83,10 @@ def links(folder: Path) -> Iterator[str]:
 
 def is_foreign(link: str) -> bool:
     """Return whether a file has a name in a folder that everybody writes to, outside of the run's own folders."""
-    return link.startswith(("/tmp/", "/var/tmp/")) and not link.startswith((str(TMP), "/tmp/pytest-", "/tmp/#"))
+    installed = (os.path.realpath(sys.prefix), str(ROOT))  # a checkout may be there, too
+    return link.startswith(("/tmp/", "/var/tmp/")) and not link.startswith(
+        (str(TMP), "/tmp/pytest-", "/tmp/#", *installed)
+    )
 
 
 @pytest.mark.matrix
