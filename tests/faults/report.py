@@ -14,8 +14,8 @@ from tests.faults.matrix import FAMILIES, MATRIX
 HEAD = """# Faults
 
 What was broken on purpose, and what came of it. Made by `python -m tests.faults.report` from the JSON lines that the
-fault tests write (`docs/faults.jsonl`); `make faults` runs all of them. Do not edit. Seconds are those of two shared CPU
-cores.
+fault tests write (`docs/faults.jsonl`); `make faults` runs all of them. Do not edit. Seconds are those of two shared
+CPU cores.
 
 """
 
