@@ -21,9 +21,8 @@ def test_b0_the_same_run_again(digits: Path, undisturbed: Path, tmp_path: Path, 
     record("B0", "nothing: two runs of two ranks", bitwise=same(run, undisturbed), hash=content_hash(run)[:12])
 
 
-@pytest.mark.parametrize(
-    "num_ranks", [1, pytest.param(3, marks=pytest.mark.matrix), pytest.param(4, marks=pytest.mark.matrix)]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("num_ranks", [1, 3, 4])
 def test_b2_other_numbers_of_ranks(
     num_ranks: int, digits: Path, undisturbed: Path, tmp_path: Path, record: Recorder
 ) -> None:
