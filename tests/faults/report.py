@@ -43,7 +43,7 @@ def _line(row: dict[str, Any]) -> str:
     if "impossible" in row:
         return f"| {row['id']} | {MATRIX[row['id']]} | cannot run here: {row['impossible']} |\n"
     known = {name: row[name] for name in FIELDS if row[name] is not None}
-    own = {k: v for k, v in row.items() if k not in (*FIELDS, "id", "fault", "env_fingerprint")}
+    own = {k: v for k, v in row.items() if v is not None and k not in (*FIELDS, "id", "fault", "env_fingerprint")}
     said = ", ".join(f"{name} {_shown(value)}" for name, value in {**known, **own}.items())
     return f"| {row['id']} | {row['fault']} | {said} |\n"
 
