@@ -25,13 +25,12 @@ from cluster.plan import PlanConfig
 from data_shards.augment import AugmentConfig
 from data_shards.build import build as build_shards
 from data_shards.errors import UserError, nearest_of
-from data_shards.files import sha256_of
 from data_shards.order import BatchRule
 from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from launch.plain_values import short
-from trainer import distributed, miners
+from trainer import distributed, miners, weights
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
 from trainer.engines.base import Engine
@@ -48,7 +47,6 @@ from trainer.optim import OPTIMISERS, parameter_groups
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
-from trainer.tensor_file import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -214,14 +212,15 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
         seed=config.seed,
         widths=SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
     )
+    network = EmbeddingModel(backbone, head)
     if settings.weights != "random":
-        load_weights(backbone, Path(settings.weights))
+        load_weights(network, Path(settings.weights), settings.backbone.name)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    return EmbeddingModel(backbone, head).to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
-    """Load a file with torchvision key names into the backbone; nothing in it is executed.
+def load_weights(network: EmbeddingModel, path: Path, name: str) -> None:
+    """Start the network, whose backbone is called `name`, from a file; nothing in it is executed.
 
     Raises:
         UserError: no such file, not a file of weights, or of another architecture.
@@ -230,14 +229,10 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         raise UserError(
             f"model.weights: there is no file {path}; give a path, or 'random' to start from random weights"
         )
-    if not isinstance(backbone, ResNet):
-        raise UserError(f"model.weights: {type(backbone).__name__} takes no weights file; only 'random'")
     try:
-        state = read_weights(path)
+        log.info("%s", weights.load(network, path, name))
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
-    backbone.load_torchvision(state)
-    log.info("weights %s sha256 %s", path, sha256_of(path))
 
 
 def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> Engine:

@@ -95,7 +95,7 @@ class ModelSection(Section):
     head: Component = Component(name="attention")
     num_dims: int = Field(128, gt=0, le=1 << 16)
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
-    weights: str = Field("random", description="'random', or a .pth/.safetensors file with torchvision key names")
+    weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
 
 
 class ObjectiveSection(Section):

@@ -202,7 +202,7 @@ def _loop(
     if distributed.rank() == 0:
         recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
         if config.model.weights == "random" and newest is None:
-            log.warning("starting from RANDOM weights; model.weights=PATH takes a file with torchvision key names")
+            log.warning("starting from RANDOM weights; model.weights=PATH takes a .pth or .safetensors file")
         log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
     recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
     _compare_environment(run, newest, state, recorder)

@@ -109,7 +109,7 @@ def test_weights_of_another_architecture(run: Run, config: Path, tmp_path: Path)
     words = ("model.backbone={name: resnet18}", "data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]")
     code, text = run("train", config, f"model.weights={weights}", *words)
     assert code == 2
-    one_line(text, "ResNet-18")
+    one_line(text, "resnet34.pth does not fit resnet18")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     code, text = run("train", config, f"model.weights={tmp_path / 'junk.pth'}", *words)
     assert code == 2

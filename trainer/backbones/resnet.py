@@ -9,7 +9,6 @@ Legend: B batch, C channels, H and W pixels, C_i and s_i channels and stride of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -48,9 +47,10 @@ class ResNet(nn.Module):
             raise UserError(f"ResNet has depths 18, 34, 50 and 1 to 4 stages; got depth {depth}, stages {stages}.")
         block, num_blocks = ARCHITECTURES[depth]
         make_norm = norm_factory(norm, sync_norm)
-        self.depth, self.norm, self.in_channels = depth, norm, in_channels
+        self.in_channels = in_channels
         self.channels = tuple(64 * 2**i * block.expansion for i in range(stages))
         self.strides = tuple(4 * 2**i for i in range(stages))
+        self.parts = ("conv1", "bn1", *(f"layer{i + 1}" for i in range(stages)))
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(64)
         inputs = (64, *self.channels)
@@ -68,36 +68,3 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{i + 1}")(x)
             levels.append(x)
         return levels
-
-    def load_torchvision(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        """Take the weights of a torchvision ResNet of this depth; later stages and `fc` are left aside.
-
-        A network of one input channel sums the stem over RGB, which equals the grey image fed three times.
-        Raises UserError if the state dict belongs to another architecture.
-        """
-        name = f"ResNet-{self.depth}"
-        if self.norm == "group":
-            raise UserError(f"{name} with norm 'group' cannot take torchvision weights; use norm 'frozen' or 'batch'.")
-        own = self.state_dict()
-        taken = {key: state_dict[key] for key in own if key in state_dict}
-        missing = [key for key in own if key not in taken and not key.endswith("num_batches_tracked")]
-        if missing:
-            raise UserError(f"These weights are not a torchvision {name}: '{missing[0]}' is missing.")
-        if self.in_channels == 1:
-            taken["conv1.weight"] = taken["conv1.weight"].sum(dim=1, keepdim=True)
-        for key, value in taken.items():
-            if value.shape != own[key].shape:
-                shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
-                raise UserError(f"These weights are not a torchvision {name}: '{key}' has shape {shapes}.")
-        _refuse_deeper(state_dict, own, len(self.channels), name)
-        self.load_state_dict(taken, strict=False)
-
-
-def _refuse_deeper(
-    state_dict: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], stages: int, name: str
-) -> None:
-    """Raise UserError if a used stage has parts we lack: a ResNet-34 dict would otherwise fit ResNet-18 silently."""
-    prefixes = tuple(f"layer{i + 1}." for i in range(stages))
-    surplus = [key for key in state_dict if key.startswith(prefixes) and key not in own]
-    if surplus:
-        raise UserError(f"These weights are not a torchvision {name}: '{surplus[0]}' has no place in it.")

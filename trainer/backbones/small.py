@@ -47,6 +47,7 @@ class SmallResNet(nn.Module):
         self.in_channels = in_channels
         self.channels = tuple(widths)
         self.strides = tuple(stem_stride * 2**i for i in range(len(widths)))
+        self.parts = ("stem", "stem_norm", *(f"stages.{i}" for i in range(len(widths))))
         kernel = max(3, 2 * stem_stride - 1)
         self.stem = nn.Conv2d(in_channels, widths[0], kernel, stride=stem_stride, padding=kernel // 2, bias=False)
         self.stem_norm = make_norm(widths[0])
