@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import nn
 
 from cluster.controller import ControllerConfig
 from cluster.growth import NoGrowth, PlateauGrowth
@@ -31,6 +30,7 @@ from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from launch.plain_values import short
 from trainer import distributed, miners, weights
+from trainer.backbones import from_monai
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
 from trainer.engines.base import Engine
@@ -50,11 +50,13 @@ from trainer.subspaces.saliency import TaylorSaliency
 
 log = logging.getLogger(__name__)
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+# What ends in a colon names a library: a function there turns the rest of the name into a constructor.
+BACKBONES: dict[str, Callable[..., Any]] = {
     "resnet18": partial(ResNet, depth=18),
     "resnet34": partial(ResNet, depth=34),
     "resnet50": partial(ResNet, depth=50),
     "small_resnet": SmallResNet,
+    "monai:": from_monai.by_name,
 }
 HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding}
 LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss}
@@ -94,10 +96,7 @@ def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: 
     Raises:
         UserError: unknown name or argument (the nearest one is named), or an argument of another type.
     """
-    if component.name not in table:
-        guess = nearest_of(component.name, list(table))
-        raise UserError(f"{where}.name: unknown '{component.name}'{guess}; there are {', '.join(table)}")
-    made = table[component.name]
+    made = _named(table, component.name, where)
     parameters = inspect.signature(made, eval_str=True).parameters
     known = [name for name in parameters if name not in GIVEN or name == "widths"]
     for name in component.arguments:
@@ -105,6 +104,21 @@ def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: 
             raise UserError(f"{where}.{name}: {component.name} has no such argument{nearest_of(name, known)}")
     typed = {name: _typed(f"{where}.{name}", value, parameters[name]) for name, value in component.arguments.items()}
     return partial(made, **typed)
+
+
+def _named(table: Mapping[str, Callable[..., Any]], name: str, where: str) -> Callable[..., Any]:
+    library, colon, rest = name.partition(":")
+    try:
+        if colon and library + colon in table:
+            found: Callable[..., Any] = table[library + colon](rest)
+            return found
+    except UserError as error:
+        raise UserError(f"{where}.name: {error}") from None
+    if name in table:
+        return table[name]
+    raise UserError(
+        f"{where}.name: unknown '{short(name)}'{nearest_of(name, list(table))}; there are {', '.join(table)}"
+    )
 
 
 def constructed(where: str, make: Callable[..., Any], *arguments: Any, **given: Any) -> Any:
@@ -204,6 +218,12 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
         seed=config.seed,
         sync_norm=distributed.SynchronisedBatchNorm2d,
     )
+    smallest = getattr(backbone, "smallest_px", 1)
+    if config.data.image_size < smallest:
+        raise UserError(
+            f"data.image_size {config.data.image_size} is less than the {smallest} that {settings.backbone.name} needs"
+            " for one pixel in its last level: use larger images, or fewer model.backbone.levels"
+        )
     head = constructed(
         "model.head",
         entry(HEADS, settings.head, "model.head"),

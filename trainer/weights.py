@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from data_shards.errors import UserError, printable
 from data_shards.files import sha256_of
+from trainer.backbones.foreign import Dialect
 from trainer.model import EmbeddingModel, not_finite
 from trainer.tensor_file import read_weights
 
@@ -29,7 +30,6 @@ from trainer.tensor_file import read_weights
 WRAPPERS = ("module.", "model.", "model/", "backbone.", "encoder.", "net.", "features.")
 MAX_WRAPPERS = 3
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-Dialect = Sequence[tuple[str, str]]
 
 
 class Match(NamedTuple):

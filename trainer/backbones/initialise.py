@@ -38,10 +38,12 @@ def kaiming_convolutions(module: nn.Module, seed: int, purpose: str) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def torch_default(module: nn.Module, seed: int, purpose: str) -> None:
+def torch_default(
+    module: nn.Module, seed: int, purpose: str, kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d, nn.Linear)
+) -> None:
     """Draw every convolution and linear layer as torch does by default: U(+-1/sqrt(fan_in)), weights and biases."""
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, kinds):
             bound = 1.0 / math.sqrt(layer.weight[0].numel())
             fill_uniform(layer.weight, bound, keyed.generator(seed, "init", purpose, name, "weight"))
             if layer.bias is not None:
