@@ -30,7 +30,7 @@ from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from launch.plain_values import short
 from trainer import distributed, miners, weights
-from trainer.backbones import from_monai
+from trainer.backbones import from_monai, from_timm
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
 from trainer.engines.base import Engine
@@ -57,6 +57,7 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "resnet50": partial(ResNet, depth=50),
     "small_resnet": SmallResNet,
     "monai:": from_monai.by_name,
+    "timm:": from_timm.by_name,
 }
 HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding}
 LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss}

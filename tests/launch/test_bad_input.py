@@ -46,6 +46,8 @@ def one_line(text: str, *parts: str) -> None:
 
 def test_the_good_configuration_passes(run: Run, config: Path) -> None:
     assert run("train", config, "--dry-run") == (0, "")
+    monai = "model.backbone={name: 'monai:densenet121', levels: 2, norm: group}"
+    assert run("train", config, "--dry-run", monai) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,13 @@ def test_deepspeed_that_is_not_installed(run: Run, config: Path, monkeypatch: py
     assert code == 2
     one_line(text, "DeepSpeed is not installed", "pip install")
     assert "deepspeed" not in sys.modules  # nor is it imported to find that out
+
+
+def test_timm_that_is_not_installed(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    code, text = run("train", config, "--dry-run", "model.backbone={name: 'timm:resnet50'}")
+    assert code == 2
+    one_line(text, "model.backbone.name", "timm is not installed", "subspace-trainer[timm]")
 
 
 def test_absent_broken_and_empty_configuration(run: Run, tmp_path: Path) -> None:
