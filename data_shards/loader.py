@@ -47,6 +47,7 @@ from data_shards.augment import (
 )
 from data_shards.augment_batch import apply, normalise, warp_masks
 from data_shards.errors import LoaderError, UserError
+from data_shards.evaluation import image_view, with_channels
 from data_shards.order import GlobalBatch
 from data_shards.samplers import visits
 
@@ -315,20 +316,12 @@ def _planar(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
-def _with_channels(image: Pixels, config: AugmentConfig) -> Pixels:
-    """Return the image with C channels, so that gray and colour images can share a batch."""
-    if image.shape[2] == 3 and config.channels == 1:
-        raise UserError("an image has 3 channels, but augment.channels is 1: set it to 3 or build gray shards")
-    return np.repeat(image, config.channels, axis=2) if image.shape[2] < config.channels else image
-
-
 def _evaluation_pixels(reader: Reader, rows: Rows, config: AugmentConfig) -> Pixels:
     if _fits(reader, config):
         return reader.images(rows)
     out = np.empty((len(rows), config.size, config.size, config.channels), dtype=np.uint8)
     for i, row in enumerate(rows):
-        image = _with_channels(reader.image(int(row), smallest_decode(config, None)), config)
-        out[i] = resized(image, centre_box(config, *image.shape[:2]), config.size)
+        out[i] = image_view(reader.image(int(row), smallest_decode(config, None)), config)
     return out
 
 
@@ -341,7 +334,7 @@ def _cropped_pixels(
     for i, row in enumerate(rows):
         crops = drawn.crop[i * views : (i + 1) * views] if config.crops else [None]
         needed = max(smallest_decode(config, crop) for crop in crops)
-        image = _with_channels(reader.image(int(row), needed), config)
+        image = with_channels(reader.image(int(row), needed), config)
         height, width = image.shape[:2]
         for j in range(i * views, (i + 1) * views):
             box = crop_box(drawn.crop[j], height, width) if config.crops else centre_box(config, height, width)

@@ -158,6 +158,10 @@ class SplitReader:
         except Unreadable as reason:
             raise self._corrupt(shard, local, row, f"its mask {reason}") from None
 
+    def masked_rows(self) -> npt.NDArray[np.int64]:
+        """Return the rows whose image has a mask, ascending; no mask is read."""
+        return np.flatnonzero(np.concatenate([shard.has_mask for shard in self._shards]))
+
     def path(self, row: int) -> str:
         """Return where an image came from, relative to its source."""
         shard, local = self._locate(row)

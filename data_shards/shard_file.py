@@ -28,7 +28,7 @@ _MAGIC_BYTES = 8  # ARROW1 and padding, before the stream
 
 
 class ShardFile:
-    """Open shard: `labels`, `sample_ids`, `heights`, `widths`, `channels`, `crcs`, `groups` are (R,) arrays."""
+    """Open shard: `labels`, `sample_ids`, `heights`, `widths`, `channels`, `crcs`, `groups`, `has_mask` are (R,)."""
 
     def __init__(self, path: Path, factors: tuple[str, ...]) -> None:
         """Map and check `path`; raises DataIntegrityError when it is not a shard of this schema."""
@@ -47,8 +47,8 @@ class ShardFile:
         self.factors = {name: _numbers(batch, FACTOR_PREFIX + name) for name in factors}
         if not all(np.isfinite(values).all() for values in self.factors.values()):
             raise DataIntegrityError(f"{path} holds factors that are not finite numbers.")
-        self._has_mask = np.asarray(batch.column("mask").is_valid())
-        self.num_masks = int(self._has_mask.sum())
+        self.has_mask = np.asarray(batch.column("mask").is_valid())
+        self.num_masks = int(self.has_mask.sum())
         self._offsets, self._values = _binary_views(batch.column("image"))
         self._paths, self._masks = _binary_views(batch.column("path")), _binary_views(batch.column("mask"))
 
@@ -65,7 +65,7 @@ class ShardFile:
 
     def mask_bytes(self, row: int) -> bytes | None:
         """Return the PNG bytes of one mask, or None."""
-        return _cell(self._masks, row) if self._has_mask[row] else None
+        return _cell(self._masks, row) if self.has_mask[row] else None
 
     def check_size(self) -> None:
         """Raise DataIntegrityError when the file has another size than when it was opened, or is gone."""
