@@ -1,0 +1,1 @@
+"""Weakly supervised segmentation: maps -> masks, their scores, what they are compared with."""

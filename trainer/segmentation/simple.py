@@ -1,0 +1,66 @@
+"""Segmentations that know nothing of the network: whoever does not beat them has segmented nothing.
+
+Legend: n images, C channels, S x S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_shards.augment import AugmentConfig
+from data_shards.loader import eval_images
+from data_shards.reader import SplitReader
+from trainer.segmentation.protocol import MapMaker, Maps, Method, Rows
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def grey_levels(images: Tensor, config: AugmentConfig) -> Tensor:
+    """Return (n, S, S) float32 luma, 0 black to 1 white, of normalised images (n, C, S, S)."""
+    mean, std = (torch.tensor(np.resize(x, config.channels), dtype=torch.float32) for x in config.normalisation)
+    shades = images * std[:, None, None] + mean[:, None, None]
+    weights = torch.tensor(_LUMA if config.channels == 3 else (1.0,))
+    return (shades * weights[:, None, None]).sum(dim=1).clamp(0, 1)
+
+
+def otsu(shades: npt.NDArray[np.uint8]) -> int:
+    """Return the shade t that parts values <= t from those above with the least variance within the parts.
+
+    Otsu 1979, "A Threshold Selection Method from Gray-Level Histograms" (https://doi.org/10.1109/TSMC.1979.4310076).
+    An image of one shade gives that shade.
+    """
+    counts = np.bincount(shades.ravel(), minlength=256).astype(np.float64)
+    number, total = counts.cumsum(), (counts * np.arange(256)).cumsum()
+    rest = number[-1] - number
+    parted = (number > 0) & (rest > 0)
+    if not parted.any():
+        return int(shades.flat[0])
+    means = total / np.maximum(number, 1), (total[-1] - total) / np.maximum(rest, 1)
+    return int(np.where(parted, number * rest * (means[0] - means[1]) ** 2, -1.0).argmax())
+
+
+def parted(grey: Tensor) -> Tensor:
+    """Return 1 where (n, S, S) grey levels are above their image's Otsu shade, else 0."""
+    shades = (grey * 255).round().to(torch.uint8).numpy()
+    return torch.from_numpy(np.stack([shade > otsu(shade) for shade in shades])).float()
+
+
+def simple_methods(config: AugmentConfig) -> list[Method]:
+    """Return: all foreground; one grey level for all images; Otsu's of each image. Dark or bright, as tuning says."""
+
+    def maker(of_grey: Callable[[Tensor], Tensor]) -> MapMaker:
+        def make(reader: SplitReader, rows: Rows) -> Maps:
+            return lambda places: of_grey(grey_levels(eval_images(reader, rows[places], config), config))
+
+        return make
+
+    return [
+        Method("everything", {"all": maker(torch.ones_like)}, threshold=0.5),
+        Method("grey_level", {"dark": maker(lambda grey: 1 - grey), "bright": maker(lambda grey: grey)}),
+        Method("otsu", {"dark": maker(lambda grey: 1 - parted(grey)), "bright": maker(parted)}, threshold=0.5),
+    ]
