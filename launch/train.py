@@ -13,10 +13,11 @@ from typing import Any
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from launch import torchrun
-from launch.config import Resume, RunConfig, dump_config, load_config, stored_config
+from launch.config import Resume, RunConfig, dump_config, load_config
 from launch.fingerprint import pinned
 from launch.ledger import LAUNCH, launch_id
 from launch.status import known_status, write_status
+from launch.trained import alone, config_of, load
 
 
 @dataclass(frozen=True)
@@ -172,25 +173,10 @@ def evaluate(run: Path, split: str) -> dict[str, Any]:
     Raises:
         UserError: no such run, checkpoint or split.
     """
-    if not (run / "config.yaml").exists():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    config = stored_config(run)
-    os.environ.update(pinned() if config.deterministic else {})  # before torch
+    config = config_of(run)
     from launch import build, rank
-    from trainer import distributed
-    from trainer.checkpoint import CheckpointStore
-    from trainer.state import RunState
 
     reader = build.open_splits(config)[0].split(split)
-    best = CheckpointStore(run / "checkpoints").best()
-    distributed.initialise(config.launch.timeout_s)
-    try:
-        rank.prepare_process(config)
-        network = build.model(config, distributed.device())
-        engine = build.reading_engine(config, network)
-        engine.load_tensors(best.tensors)
-        partition = RunState.from_checkpoint(best, build.fresh_state(config).saliency).partition
-        with engine.averaged():
-            return rank.evaluate_split(config, run, network, partition, reader)
-    finally:
-        distributed.shut_down()
+    with alone(config):
+        found = load(run, config)
+        return rank.evaluate_split(config, run, found.network, found.partition, reader)
