@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
+from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
 from launch.cli_submit import Words, submit
 
@@ -161,6 +162,8 @@ def ray_job(run: Positional[Path], /) -> int:
     return drive(run)
 
 
+app.command(segment)
+app.command(explain)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")

@@ -25,7 +25,7 @@ from data_shards.loader import eval_images
 from data_shards.reader import SplitReader
 from trainer.backbones.initialise import fill_normal
 from trainer.optim import rate_factor
-from trainer.segmentation.protocol import MapMaker, Maps, Rows
+from trainer.segmentation.protocol import MapMaker, Maps, Places, Rows
 
 Labels = Callable[[Rows], Tensor]  # places among the training rows (n,) -> (n, S, S) bool
 _LEAST_PIXELS = 16  # four halvings
@@ -112,7 +112,7 @@ def probabilities(network: nn.Module, config: AugmentConfig, device: torch.devic
 
     def make(reader: SplitReader, rows: Rows) -> Maps:
         @torch.no_grad()
-        def maps(places: slice) -> Tensor:
+        def maps(places: Places) -> Tensor:
             images = eval_images(reader, rows[places], config).to(device)
             return network(images)[:, 0].float().sigmoid().cpu()
 
