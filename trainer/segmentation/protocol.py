@@ -27,7 +27,7 @@ Rows = npt.NDArray[np.int64]
 Places = slice | Rows  # among the rows that something was made for
 Maps = Callable[[Places], Tensor]  # -> (n, S, S) float32
 MapMaker = Callable[[SplitReader, Rows], Maps]
-NUM_THRESHOLDS = 101
+NUM_THRESHOLDS = 401  # many are free, and Grad-CAM that is not stretched has most of its range in a few pixels
 BLOCK = 32  # images at full size at a time
 
 

@@ -14,7 +14,7 @@ from data_shards.augment import AugmentConfig
 from data_shards.build import build
 from data_shards.errors import UserError
 from data_shards.reader import ShardFolder, SplitReader, open_shards
-from trainer.segmentation.protocol import Maps, Masked, Method, Places, Rows, halves, judge, splits
+from trainer.segmentation.protocol import NUM_THRESHOLDS, Maps, Masked, Method, Places, Rows, halves, judge, splits
 
 CONFIG = AugmentConfig(size=32)
 
@@ -53,7 +53,7 @@ def test_the_threshold_is_the_best_of_the_tuning_images(parts: tuple[Masked, Mas
     method = noisy(0, 0.7)
     found = judge(method, tuning, held_out)
     maps = method.variants["only"](tuning.reader, tuning.rows)(slice(None)).numpy()
-    candidates = np.linspace(maps.min(), maps.max(), 101).astype(np.float32)
+    candidates = np.linspace(maps.min(), maps.max(), NUM_THRESHOLDS).astype(np.float32)
     means = [np.mean([dice(m >= t, y) for m, y in zip(maps, tuning.masks, strict=True)]) for t in candidates]
     assert found.tuning_dice == pytest.approx(max(means))
     assert found.threshold == float(candidates[int(np.argmax(means))])
