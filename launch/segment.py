@@ -143,13 +143,15 @@ def classifier(found: Trained, num_classes: int) -> tuple[Tensor, Tensor]:
         UserError: the run is of another kind.
     """
     weight, bias = (found.tensors.get(f"loss/0/{name}") for name in ("weight", "bias"))
-    shape = (num_classes, found.partition.num_dims)
+    device, data = next(found.network.parameters()).device, found.config.data
+    with torch.no_grad():
+        blank = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
+        shape = (num_classes, found.network(blank).vectors.shape[1])
     if weight is None or bias is None or weight.shape != shape or bias.shape != shape[:1]:
         raise UserError(
             f"{found.run} is not a classification run: its best checkpoint holds no linear classifier of"
             f" {num_classes} classes (loss/0/weight, loss/0/bias)."
         )
-    device = next(found.network.parameters()).device
     return weight.float().to(device), bias.float().to(device)
 
 
