@@ -161,6 +161,13 @@ def contingency(current: Assignment, previous: Assignment) -> Counts:
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
 
 
+def parents(current: Assignment, previous: Assignment | None) -> list[int]:
+    """Return (K,) the id of `previous` that most rows of each cluster had; 0 where there was none."""
+    if previous is None:
+        return [0] * current.num_subspaces
+    return [int(k) for k in contingency(current, previous).argmax(axis=1)]
+
+
 def from_clusters(
     result: KMeansResult,
     num_rows: int,

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from cluster.calls import PATIENCE_S, call, finder, namespace_of, store_full
-from cluster.growth import Growth
+from cluster.growth import Change, change_from_json
 from cluster.kmeans import KMeansResult
 from cluster.local import NUM_RESERVES, Block
 from cluster.plan import EpochPlan
@@ -50,11 +50,11 @@ class RayCluster:
 
     def report(
         self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
-    ) -> Growth | None:
-        """Report an epoch; return the growth that follows it."""
+    ) -> Change | None:
+        """Report an epoch; return the change of the partition that follows it."""
         values = None if scores is None else [float(score) for score in scores]
         growth = self._controller("report", epoch, self.attempt, dict(metrics), values, version)
-        return None if growth is None else Growth.from_json(growth)
+        return None if growth is None else change_from_json(growth)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the controller's state for a checkpoint."""

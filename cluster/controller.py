@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import StaleMessage
-from cluster.growth import EpochReport, Growth, GrowthPolicy, NoGrowth, progress
+from cluster.growth import Change, EpochReport, Growth, GrowthPolicy, NoGrowth, Rollback, change_from_json, progress
 from cluster.journal import Journal
 from cluster.plan import EpochPlan, PlanConfig, phase_of, plan_epoch
 from data_shards.errors import DataIntegrityError, UserError, intact
@@ -35,11 +35,11 @@ class ControllerConfig:
 
 @dataclass(frozen=True)
 class _Record:
-    """One reported epoch and the growth that followed it."""
+    """One reported epoch and the growth, or its rollback, that followed it."""
 
     epoch: int
     metric: float | None
-    growth: Growth | None
+    growth: Change | None
 
     def to_json(self) -> dict[str, Any]:
         growth = None if self.growth is None else self.growth.to_json()
@@ -47,7 +47,7 @@ class _Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> _Record:
-        growth = None if data["growth"] is None else Growth.from_json(data["growth"])
+        growth = None if data["growth"] is None else change_from_json(data["growth"])
         metric = None if data["metric"] is None else float(data["metric"])
         return cls(int(data["epoch"]), metric, growth)
 
@@ -108,8 +108,8 @@ class ControllerCore:
         metrics: Mapping[str, Any],
         scores: list[float] | None,
         version: int | None = None,
-    ) -> Growth | None:
-        """Record the end of an epoch and return the growth that follows it, decided once and journaled first.
+    ) -> Change | None:
+        """Record the end of an epoch and return the change that follows it, decided once and journaled first.
 
         A repeated report returns the recorded decision. Raises StaleMessage for another attempt or partition version.
         """
@@ -125,8 +125,9 @@ class ControllerCore:
         metric = read_metric(metrics, self._config.metric)
         history = [*self._history(), EpochReport(epoch, metric)]
         growth = None
-        if phase_of(self._config.plan, epoch) == "subspace" and self._growth_can_train(epoch):
-            growth = self._config.growth.decide(history, widths, scores, self._config.seed)
+        if phase_of(self._config.plan, epoch) == "subspace":
+            may_grow = self._growth_can_train(epoch)
+            growth = self._config.growth.decide(history, widths, scores, self._config.seed, may_grow)
         self._commit({"kind": "report", "attempt": attempt, **_Record(epoch, metric, growth).to_json()})
         return growth
 
@@ -205,12 +206,21 @@ class ControllerCore:
 
     def _growth_can_train(self, epoch: int) -> bool:
         """A split after the last epoch, or just before fine-tuning, would leave a tail that nothing trains apart."""
-        plan = self._config.plan
-        return epoch + 1 < plan.num_epochs and phase_of(plan, epoch + 1) == "subspace"
+        plan, last = self._config.plan, epoch + self._config.growth.min_epochs
+        return last < plan.num_epochs and phase_of(plan, last) == "subspace"
 
     def _partition(self, records: list[_Record]) -> tuple[tuple[int, ...], int]:
         growths = [record.growth for record in records if record.growth is not None]
         return (growths[-1].widths if growths else tuple(self._config.widths)), len(growths)
 
     def _history(self) -> list[EpochReport]:
-        return [EpochReport(r.epoch, r.metric, r.growth is not None) for r in self._records]
+        return [
+            EpochReport(
+                r.epoch,
+                r.metric,
+                isinstance(r.growth, Growth),
+                isinstance(r.growth, Rollback),
+                "" if r.growth is None else r.growth.decision_id,
+            )
+            for r in self._records
+        ]

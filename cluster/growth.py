@@ -28,11 +28,14 @@ from data_shards.errors import UserError
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch told: `metric` is the watched validation score (None: not evaluated), `grew` what followed."""
+    """What one epoch told: `metric` is the watched validation score (None: not evaluated); `grew`, `rolled_back` what
+    followed, by the decision of that id."""
 
     epoch: int
     metric: float | None
     grew: bool = False
+    rolled_back: bool = False
+    decision_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,32 +71,78 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Rollback:
+    """A decision to take the last split back, that of id `undoes`: weights, moments and assignment become those of the
+    best epoch, which was before it, and the partition has `widths` again."""
+
+    decision_id: str
+    undoes: str
+    epoch: int
+    widths: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists and numbers."""
+        return {**asdict(self), "widths": list(self.widths)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Rollback:
+        """Rebuild what `to_json` gave."""
+        widths = tuple(int(width) for width in data["widths"])
+        if not widths or min(widths) < 1:
+            raise ValueError("a rollback to no partition")
+        return cls(str(data["decision_id"]), str(data["undoes"]), int(data["epoch"]), widths)
+
+
+Change = Growth | Rollback
+
+
+def change_from_json(data: dict[str, Any]) -> Change:
+    """Rebuild what `to_json` of either gave."""
+    return Growth.from_json(data) if "permutation" in data else Rollback.from_json(data)
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Where a history stands: the best metric so far, its epoch (-1: none), and whether another split is allowed."""
+    """Where a history stands: the best metric so far, its epoch (-1: none), the epoch of the last split, whether that
+    one is on trial (no new best since), and whether another split is allowed."""
 
     best: float
     best_epoch: int
     last_growth_epoch: int
+    on_trial: bool
     may_explore: bool
 
 
 def progress(history: Sequence[EpochReport], min_delta: float = 0.0) -> Progress:
     """Fold a history, oldest first. After a split, exploring is allowed again once a new best has been reached."""
-    best, best_epoch, last_growth, may_explore = -math.inf, -1, -1, True
+    best, best_epoch, last_growth, on_trial, may_explore = -math.inf, -1, -1, False, True
     for report in history:
         if report.metric is not None and math.isfinite(report.metric) and report.metric > best + min_delta:
-            best, best_epoch, may_explore = report.metric, report.epoch, True
+            best, best_epoch, on_trial, may_explore = report.metric, report.epoch, False, True
         if report.grew:
-            last_growth, may_explore = report.epoch, False
-    return Progress(best, best_epoch, last_growth, may_explore)
+            last_growth, on_trial, may_explore = report.epoch, True, False
+        if report.rolled_back:
+            on_trial = False
+    return Progress(best, best_epoch, last_growth, on_trial, may_explore)
 
 
 class GrowthPolicy(Protocol):
-    """Looks at history and returns a decision; only the controller acts on it."""
+    """Looks at history and returns a decision; only the controller acts on it.
+
+    `min_epochs`: how many epochs a new subspace has to have before it, or nothing may grow.
+    """
+
+    @property
+    def min_epochs(self) -> int: ...
 
     def decide(
-        self, history: Sequence[EpochReport], widths: tuple[int, ...], scores: npt.ArrayLike | None, seed: int
-    ) -> Growth | None:
+        self,
+        history: Sequence[EpochReport],
+        widths: tuple[int, ...],
+        scores: npt.ArrayLike | None,
+        seed: int,
+        may_grow: bool = True,
+    ) -> Change | None:
         """`scores` (D,) are the saliencies of the last epoch, signed or not; None when there are none."""
         ...
 
@@ -102,9 +151,16 @@ class GrowthPolicy(Protocol):
 class NoGrowth:
     """Fixed number of subspaces."""
 
+    min_epochs: int = 1
+
     def decide(
-        self, history: Sequence[EpochReport], widths: tuple[int, ...], scores: npt.ArrayLike | None, seed: int
-    ) -> Growth | None:
+        self,
+        history: Sequence[EpochReport],
+        widths: tuple[int, ...],
+        scores: npt.ArrayLike | None,
+        seed: int,
+        may_grow: bool = True,
+    ) -> Change | None:
         """Never grow."""
         return None
 
@@ -118,7 +174,8 @@ class PlateauGrowth:
     distribution: on random Gaussian scores, D = 128, the median is 9), "top_fraction" the best `fraction`, kept within
     [min_selected, R - min_selected]. Fewer than `min_selected`: no split now, retried at the next epoch.
     `explore` "new_best" (published): one split per stagnation, none until a new best; "patience": another split after
-    `patience` epochs since the last one even without a new best.
+    `patience` epochs since the last one even without a new best. `accept` "always" (published) keeps every split;
+    "validated" takes one back that has led to no new best within `patience` epochs, and needs that many to be left.
     """
 
     patience: int = 10
@@ -130,18 +187,33 @@ class PlateauGrowth:
     fraction: float = 0.5
     max_subspaces: int | None = None
     explore: Literal["new_best", "patience"] = "new_best"
+    accept: Literal["always", "validated"] = "always"
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.min_selected < 1:
             raise UserError("Growth needs patience >= 1 and min_selected >= 1.")
         if not 0.0 <= self.threshold < 1.0 or not 0.0 < self.fraction < 1.0:
             raise UserError("Growth needs a threshold in [0, 1) and a fraction in (0, 1).")
+        if self.accept == "validated" and self.explore == "patience":
+            raise UserError("Validated growth splits again after a new best only: explore must be 'new_best'.")
+
+    @property
+    def min_epochs(self) -> int:
+        """A split on trial needs its `patience`; any other one epoch that trains it."""
+        return self.patience if self.accept == "validated" else 1
 
     def decide(
-        self, history: Sequence[EpochReport], widths: tuple[int, ...], scores: npt.ArrayLike | None, seed: int
-    ) -> Growth | None:
-        """Return the split that follows the last epoch of `history`, or None."""
-        if scores is None or not history or not self.is_due(history):
+        self,
+        history: Sequence[EpochReport],
+        widths: tuple[int, ...],
+        scores: npt.ArrayLike | None,
+        seed: int,
+        may_grow: bool = True,
+    ) -> Change | None:
+        """Return what follows the last epoch of `history`: a split, the end of a split on trial, or None."""
+        if self.has_failed(history):
+            return _undo(history, widths)
+        if scores is None or not may_grow or not history or not self.is_due(history):
             return None
         if self.max_subspaces is not None and len(widths) >= self.max_subspaces:
             return None
@@ -150,6 +222,13 @@ class PlateauGrowth:
             raise UserError(f"Growth needs one score per neuron: {sum(widths)} expected, got shape {values.shape}.")
         selected = self.select_neurons(values[-widths[-1] :])
         return None if selected is None else split_tail(history[-1].epoch, widths, selected, values, seed)
+
+    def has_failed(self, history: Sequence[EpochReport]) -> bool:
+        """Say whether the last split has had its trial and has led to no new best."""
+        if self.accept != "validated" or not history:
+            return False
+        state = progress(history, self.min_delta)
+        return state.on_trial and history[-1].epoch >= state.last_growth_epoch + self.patience
 
     def is_due(self, history: Sequence[EpochReport]) -> bool:
         """Say whether progress has stalled for long enough."""
@@ -175,6 +254,13 @@ class PlateauGrowth:
         if most < self.min_selected:
             return None
         return order[: min(max(round(self.fraction * len(tail)), self.min_selected), most)]
+
+
+def _undo(history: Sequence[EpochReport], widths: tuple[int, ...]) -> Rollback:
+    """Return the rollback that gives the last subspace back to its parent."""
+    undoes = next(report.decision_id for report in reversed(history) if report.grew)
+    before = (*widths[:-2], widths[-2] + widths[-1])
+    return Rollback(f"rollback-{history[-1].epoch}-{undoes.rpartition('-')[2]}", undoes, history[-1].epoch, before)
 
 
 def split_tail(

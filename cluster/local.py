@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.controller import ControllerCore
-from cluster.growth import Growth
+from cluster.growth import Change
 from cluster.index import BackendName
 from cluster.kmeans import KMeans, KMeansResult, KMeansShard, LocalShards
 from cluster.plan import EpochPlan
@@ -30,7 +30,7 @@ class ClusterClient(Protocol):
 
     def report(
         self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
-    ) -> Growth | None: ...
+    ) -> Change | None: ...
 
     def snapshot(self) -> dict[str, Any]: ...
 
@@ -78,8 +78,8 @@ class LocalCluster:
 
     def report(
         self, epoch: int, metrics: Mapping[str, Any], scores: list[float] | None, version: int | None = None
-    ) -> Growth | None:
-        """Report an epoch; return the growth that follows it."""
+    ) -> Change | None:
+        """Report an epoch; return the change of the partition that follows it."""
         return self._controller.report(epoch, self._attempt, metrics, scores, version)
 
     def snapshot(self) -> dict[str, Any]:

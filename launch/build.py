@@ -29,7 +29,7 @@ from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from launch.plain_values import short
-from trainer import distributed, miners, weights
+from trainer import distributed, weights
 from trainer.backbones import from_monai, from_timm
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
@@ -39,10 +39,9 @@ from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
 from trainer.evaluate import EmbedOptions
 from trainer.heads.attention import AttentionEmbedding
 from trainer.heads.embedded import EmbeddingHead
+from trainer.heads.features import PooledFeatures
 from trainer.loop import LoopOptions
-from trainer.losses.margin import margin_loss
 from trainer.model import EmbeddingModel
-from trainer.objectives.subspace import SubspaceObjective
 from trainer.optim import OPTIMISERS, parameter_groups
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
@@ -59,13 +58,7 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "monai:": from_monai.by_name,
     "timm:": from_timm.by_name,
 }
-HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding}
-LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss}
-MINERS: dict[str, Callable[..., Any]] = {
-    "nearest_beyond_cutoff": miners.nearest_beyond_cutoff,
-    "distance_weighted": miners.distance_weighted,
-    "all_triplets": miners.all_triplets,
-}
+HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding, "features": PooledFeatures}
 ENGINES: dict[str, Callable[..., Engine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 # Arguments that the caller gives, not the user.
 GIVEN = {
@@ -85,6 +78,7 @@ GIVEN = {
     "seed",
     "in_channels",
     "num_dims",
+    "num_classes",
     "widths",
     "sync_norm",
     "depth",
@@ -145,8 +139,6 @@ def check_components(config: RunConfig) -> None:
     for table, component, where in (
         (BACKBONES, config.model.backbone, "model.backbone"),
         (HEADS, config.model.head, "model.head"),
-        (LOSSES, config.objective.loss, "objective.loss"),
-        (MINERS, config.objective.miner, "objective.miner"),
         (ENGINES, config.train.engine, "train.engine"),
     ):
         entry(table, component, where)
@@ -329,15 +321,6 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         )
 
 
-def objective(config: RunConfig) -> SubspaceObjective:
-    """Return what a step optimises."""
-    return SubspaceObjective(
-        entry(LOSSES, config.objective.loss, "objective.loss"),
-        entry(MINERS, config.objective.miner, "objective.miner"),
-        config.seed,
-    )
-
-
 def fresh_state(config: RunConfig, device: torch.device | str = "cpu") -> RunState:
     """Return the state before the first step."""
     settings = config.model
@@ -348,10 +331,10 @@ def fresh_state(config: RunConfig, device: torch.device | str = "cpu") -> RunSta
 def growth_policy(config: RunConfig) -> Any:
     """Return the growth rule."""
     settings = config.growth
-    if not settings.enabled:
+    if not settings.enabled or settings.rule == "doubling":
         return NoGrowth()
-    names = ("patience", "min_delta", "min_tail", "min_selected", "select", "threshold", "fraction", "max_subspaces")
-    return PlateauGrowth(**{name: getattr(settings, name) for name in names})
+    names = ("patience", "min_delta", "min_tail", "min_selected", "select", "threshold", "fraction", "accept")
+    return PlateauGrowth(max_subspaces=settings.max_subspaces, **{name: getattr(settings, name) for name in names})
 
 
 def plan_config(config: RunConfig) -> PlanConfig:
@@ -361,7 +344,16 @@ def plan_config(config: RunConfig) -> PlanConfig:
         finetune_epoch=config.train.finetune_epoch,
         recluster_every=config.cluster.recluster_every,
         after_growth="at_once" if config.cluster.recluster_after_growth else "published",
+        full_embedding_epoch=config.train.full_embedding_epoch,
+        double_every=config.growth.double_every if doubling(config) else None,
+        double_to=config.growth.max_subspaces or 1,
+        freeze_divided=config.growth.freeze_divided,
     )
+
+
+def doubling(config: RunConfig) -> bool:
+    """Return whether learners are masks over all dimensions, whose clusters double."""
+    return config.growth.enabled and config.growth.rule == "doubling"
 
 
 def controller_config(config: RunConfig) -> ControllerConfig:
@@ -392,7 +384,6 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         monitor=config.growth.monitor,
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,
-        on_save_error=config.checkpoint.on_error,
         on_nonfinite=config.train.on_nonfinite,
         cluster_timeout_s=config.cluster.timeout_s,
         max_nonfinite=config.train.max_nonfinite,

@@ -99,8 +99,13 @@ class ModelSection(Section):
 
 
 class ObjectiveSection(Section):
+    """What a step minimises: losses and miners of ours, or classes of pytorch-metric-learning, by name."""
+
     loss: Component = Component(name="margin")
     miner: Component = Component(name="nearest_beyond_cutoff")
+    normalize: bool = Field(True, description="make the vectors of a subspace unit rows first")
+    lr: float | None = Field(None, gt=0, le=1e6, description="of what a loss learns (proxies); optim.lr when not given")
+    mask_penalty: float = Field(0.01, ge=0, le=1e6, description="on the cosine of two masks, with growth.rule doubling")
 
 
 class TrainSection(Section):
@@ -108,6 +113,9 @@ class TrainSection(Section):
 
     epochs: Count = 300
     finetune_epoch: int | None = Field(None, ge=0, description="from here on all dimensions are trained on all data")
+    full_embedding_epoch: int | None = Field(
+        None, ge=0, description="from here on all dimensions are trained, on batches of one cluster each still"
+    )
     batch_size: int = Field(32, gt=1, le=1 << 20)
     samples_per_class: int = Field(8, ge=0)
     steps_per_epoch: Steps | None = None
@@ -157,6 +165,9 @@ class GrowthSection(Section):
     """When a subspace is split: the constants of the published rule, and ways to differ."""
 
     enabled: bool = True
+    rule: Literal["plateau", "doubling"] = Field(
+        "plateau", description="split the tail when progress stalls; or double the clusters of learners that are masks"
+    )
     monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r"] = "nmi"
     patience: int = Field(10, gt=0)
     min_delta: float = Field(0.0, ge=0)
@@ -166,7 +177,12 @@ class GrowthSection(Section):
     threshold: float = Field(0.5, ge=0, lt=1)
     fraction: float = Field(0.5, gt=0, lt=1)
     score: Literal["abs_of_mean", "mean_of_abs"] = "abs_of_mean"
+    accept: Literal["always", "validated"] = Field(
+        "always", description="keep every split, or take one back that brings no new best within its patience"
+    )
     max_subspaces: int | None = Field(None, gt=0)
+    double_every: Count = Field(2, description="epochs between doublings, with rule doubling")
+    freeze_divided: bool = Field(False, description="the backbone rests in the epoch after a doubling")
 
 
 class EvaluateSection(Section):
@@ -238,6 +254,14 @@ class RunConfig(Section):
             )
         if train.finetune_epoch is not None and train.finetune_epoch > train.epochs:
             raise ValueError(f"train.finetune_epoch {train.finetune_epoch} is after train.epochs {train.epochs}")
+        full = train.full_embedding_epoch
+        if full is not None and full > (train.epochs if train.finetune_epoch is None else train.finetune_epoch):
+            raise ValueError(f"train.full_embedding_epoch {full} is after train.finetune_epoch or train.epochs")
+        doubling = self.growth.enabled and self.growth.rule == "doubling"
+        if doubling and (self.growth.max_subspaces is None or self.model.num_subspaces != 1):
+            raise ValueError("growth.rule doubling needs growth.max_subspaces, and model.num_subspaces 1")
+        if self.growth.enabled and self.model.head.name == "features":
+            raise ValueError("model.head.name features has no rows to grow: set growth.enabled false")
         if len(self.data.mean) != self.data.channels or len(self.data.std) != self.data.channels:
             raise ValueError(f"data.mean and data.std need {self.data.channels} values, as data.channels says")
         if self.model.num_subspaces > self.model.num_dims:

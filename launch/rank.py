@@ -25,7 +25,7 @@ from data_shards.errors import DataIntegrityError, UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
-from launch import build, fingerprint, history, run_folder, services
+from launch import build, fingerprint, history, objective, run_folder, services
 from launch.config import RunConfig, stored_config
 from launch.ledger import Lease, Ledger, LostLease, launch_id
 from launch.record import PrintableLines, RunRecorder, SilentRecorder, append_event
@@ -33,6 +33,7 @@ from launch.status import write_status
 from trainer import distributed, evaluate, watchdog
 from trainer.checkpoint import Checkpoint, CheckpointStore, no_fence, read
 from trainer.export import export
+from trainer.keeper import Keeper
 from trainer.loop import Loop
 from trainer.model import EmbeddingModel, count_parameters
 from trainer.saving import Saver
@@ -152,7 +153,7 @@ def _compare_clocks() -> None:
 def _end(run: Path, attempt: Attempt, outcome: str, loop: Loop, recorder: SilentRecorder) -> None:
     """Put on record how the attempt ended: first in the ledger, which has the last word."""
     code = 0 if outcome == "completed" else 75
-    reason = loop.not_saved.error if loop.not_saved is not None else None
+    reason = loop.keeper.not_saved.error if loop.keeper.not_saved is not None else None
     if attempt.lease is not None:
         where = {"epoch": loop.state.epoch, "step": loop.state.step}
         if not Ledger(run).end(attempt.number, outcome, code, reason, **where):
@@ -192,10 +193,12 @@ def _loop(
     fence = no_fence if attempt.lease is None else attempt.lease.committing
     store = CheckpointStore(run / "checkpoints", config.checkpoint.keep, identity, fence)
     state = build.fresh_state(config, device)
+    objectives = objective.build_objective(config, len(train.classes), device)
     newest = _resume(run, store)
     if newest is not None:
         engine.load_tensors(newest.tensors)
         state = RunState.from_checkpoint(newest, state.saliency)
+        objectives.load_tensors(newest.tensors, state.partition)
         if distributed.rank() == 0:
             client.restore(newest.state["controller"])
     recorder: SilentRecorder = SilentRecorder()
@@ -206,19 +209,21 @@ def _loop(
         log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
     recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
     _compare_environment(run, newest, state, recorder)
+    saver = Saver(store, config.checkpoint.asynchronous)
+    stop_on_error = config.checkpoint.on_error == "stop"
+    keeper = Keeper(engine, objectives, state, client, saver, recorder, attempt.number, stop_on_error)
     loop = Loop(
         build.loop_options(config, stop_after_step),
         engine,
-        build.objective(config),
+        objectives,
         state,
         train,
         validation,
         build.embed_options(config),
         build.batch_rule(config),
         client,
-        Saver(store, config.checkpoint.asynchronous),
+        keeper,
         recorder,
-        attempt.number,
         config.data.num_workers,
         should_stop=lambda: _stop,
     )

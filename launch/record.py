@@ -120,6 +120,9 @@ class RunRecorder(SilentRecorder):
         self.events.write(json.dumps({**line, **details}) + "\n")
         if event == "growth":
             self.display.say(f"growth: {details['num_subspaces']} subspaces of widths {details['widths']}")
+        elif event == "rollback":
+            kept = f"{details['num_subspaces']} subspaces of epoch {details['to_epoch']}"
+            self.display.say(f"rollback: the split did not pay; back to the {kept}")
         elif event == "recluster":
             self.display.say(f"recluster: {details['counts']} samples, {details['iterations']} iterations")
         elif event == "straggler":

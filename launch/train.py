@@ -122,9 +122,10 @@ def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: in
 def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     """Build every part once, so that what cannot work is said before anything is started."""
     from data_shards import order
-    from launch import build
+    from launch import build, objective
 
     build.check_components(config)
+    objective.check_names(config)
     build.check_world_size(config, world_size)
     if config.data.build is not None and build_shards:
         build.build_missing_shards(config)
@@ -135,6 +136,7 @@ def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     build.transform(config)
     build.model(config)
     build.growth_policy(config)
+    objective.build_objective(config, len(train.classes))
 
 
 def _state(run: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +38,16 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         return int(end.value.code or 0), done.out, done.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """A process group of this process only; what it leaves in the environment would make others take us for a rank."""
+    from trainer import distributed
+
+    before = dict(os.environ)
+    distributed.initialise(60)
+    yield
+    distributed.shut_down()
+    os.environ.clear()
+    os.environ.update(before)

@@ -214,10 +214,14 @@ class CheckpointStore:
         Raises:
             UserError: none was saved yet.
         """
+        return read(self.best_path())
+
+    def best_path(self) -> Path:
+        """Return the folder of `best`."""
         found = self.candidates()
         if not found:
             raise UserError(f"{self.root} holds no checkpoint yet")
-        return read(next((path for path, manifest in found if manifest["best"]), found[0][0]))
+        return next((path for path, manifest in found if manifest["best"]), found[0][0])
 
 
 def _order(manifest: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -243,6 +243,17 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
 
 
 @_collective()
+def copy_from_leader(tensors: list[Tensor]) -> None:
+    """Overwrite tensors of one dtype with rank 0's, in place."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.broadcast(flat, 0)
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
+
+
+@_collective()
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on at least one rank; the same answer everywhere."""
     total = torch.tensor([int(flag)], device=device())

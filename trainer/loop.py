@@ -1,6 +1,6 @@
 """The training loop: one rank's walk through the epochs.
 
-    plan -> recluster -> train one subspace per step -> evaluate -> report -> grow -> checkpoint
+    plan -> recluster -> train one subspace per step -> evaluate -> report -> grow or take back -> checkpoint
 
 The controller plans and decides, every rank applies; all that is random is keyed, so a rank that starts again from a
 checkpoint walks the same way. Rank 0 alone talks to the controller, writes files and keeps scores.
@@ -13,28 +13,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.assignment import Assignment, RepairRule, from_clusters
-from cluster.growth import Growth
+from cluster.assignment import Assignment, RepairRule, from_clusters, parents
+from cluster.growth import Change, Growth, Rollback, change_from_json
 from cluster.index import MAX_MAGNITUDE
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards import order
-from data_shards.errors import UserError
 from data_shards.loader import Batch, train_loader
 from data_shards.reader import SplitReader
 from data_shards.samplers import batch_slice
 from trainer import distributed, evaluate
-from trainer.checkpoint import SaveFailed
 from trainer.engines.base import Engine
 from trainer.heads.dropout import dropout_keep
-from trainer.objectives.subspace import SubspaceObjective
+from trainer.keeper import Keeper
+from trainer.objectives.objective import Objective
 from trainer.optim import rate_factor, set_rates
-from trainer.saving import Saved, Saver
+from trainer.recorder import Recorder
 from trainer.state import RunState
 from trainer.stragglers import Stopwatch
 
@@ -43,26 +42,6 @@ class NonFinite(RuntimeError):
     """Vectors, a loss or gradients are NaN or infinite; names the step, the ranks and the samples. Exit code 4."""
 
     exit_code = 4
-
-
-class NotSaved(UserError):
-    """A checkpoint was not written and the run may not go on without; the exit code is that of the reason."""
-
-    final = True
-
-    def __init__(self, saved: Saved) -> None:
-        super().__init__(saved.error)
-        self.exit_code = saved.exit_code
-
-
-class Recorder(Protocol):
-    """What the loop tells the outside; only rank 0's does anything."""
-
-    def step(self, line: dict[str, Any]) -> None: ...
-    def epoch(self, line: dict[str, Any]) -> None: ...
-    def event(self, event: str, state: RunState, **details: Any) -> None: ...
-    def status(self, status: str, state: RunState, **details: Any) -> None: ...
-    def phase(self, text: str, total: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +61,6 @@ class LoopOptions:
     monitor: str
     min_delta: float
     checkpoint_every_steps: int | None
-    on_save_error: str
     on_nonfinite: str
     cluster_timeout_s: float
     max_nonfinite: int
@@ -104,43 +82,40 @@ class Loop:
         self,
         options: LoopOptions,
         engine: Engine,
-        objective: SubspaceObjective,
+        objective: Objective,
         state: RunState,
         train: SplitReader,
         validation: SplitReader,
         embed_options: evaluate.EmbedOptions,
         rule: order.BatchRule,
         cluster: ClusterClient,
-        saver: Saver,
+        keeper: Keeper,
         recorder: Recorder,
-        attempt: int,
         num_workers: int = 0,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.options, self.engine, self.objective, self.state = options, engine, objective, state
         self.train_split, self.validation, self.embed_options, self.rule = train, validation, embed_options, rule
-        self.cluster, self.saver, self.recorder, self.attempt = cluster, saver, recorder, attempt
+        self.cluster, self.keeper, self.recorder = cluster, keeper, recorder
         self.num_workers, self.should_stop = num_workers, should_stop
         self.leader = distributed.rank() == 0
-        self.not_saved: Saved | None = None
 
     def run(self) -> str:
         """Return "completed", or "preempted" when stopped with everything saved."""
         self.recorder.status("running", self.state)
         if self.state.step == 0:
-            self._save()
+            self.keeper.save()
         while self.state.epoch < self.options.epochs:
             with distributed.stage(f"epoch {self.state.epoch}"):
                 if self.state.step_in_epoch == 0:
                     self._start_epoch()
                 if not self._train_epoch():
-                    self._save()
-                    self._settle(self.saver.drain())
+                    self.keeper.save()
+                    self.keeper.drain()
                     return "preempted"
                 self._end_epoch()
-        self._settle(self.saver.drain())
-        if self.not_saved is not None:  # the best weights may be among what is missing
-            raise NotSaved(self.not_saved)
+        self.keeper.drain()
+        self.keeper.check_complete()
         return "completed"
 
     # -- start of an epoch
@@ -148,7 +123,7 @@ class Loop:
     def _start_epoch(self) -> None:
         state = self.state
         plan = self._plan()
-        state.phase, state.loss_sum, state.num_losses = plan.phase, 0.0, 0
+        state.phase, state.frozen, state.loss_sum, state.num_losses = plan.phase, plan.frozen, 0.0, 0
         state.saliency.reset()
         if plan.phase == "full":
             state.assignment = None
@@ -170,7 +145,10 @@ class Loop:
         self._share_bad_images()
         rule = RepairRule(self.options.min_cluster_size, self.options.min_cluster_classes)
         labels = self.train_split.labels
-        self.state.assignment = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
+        now = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
+        if before is None or now.num_subspaces > before.num_subspaces:
+            self.objective.divide(parents(now, before))
+        self.state.assignment = now
         self._record_recluster(before, result, time.monotonic() - began)
 
     def _share_bad_images(self) -> None:
@@ -213,7 +191,7 @@ class Loop:
         """Train what is left of the epoch; False when stopped before its end."""
         state = self.state
         labels = None if state.assignment is None else state.assignment.labels
-        num_subspaces = 1 if state.assignment is None else state.partition.num_subspaces
+        num_subspaces = 1 if state.assignment is None else state.assignment.num_subspaces
         batches = order.batches(
             self.options.seed, state.epoch, labels, self.train_split.labels, num_subspaces, self.rule
         )
@@ -240,12 +218,12 @@ class Loop:
             self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
             began = time.monotonic()
             if state.step % self.options.verify_ranks_every == 0:
-                self.engine.check_replicas(state.step)
+                self.keeper.check_replicas()
             last = state.step_in_epoch == len(batches)
             every = self.options.checkpoint_every_steps
             if every and state.step % every == 0 and not last:
                 with watch.paused():
-                    self._save()
+                    self.keeper.save()
             if not last and self._stop_here():
                 return False
         straggler = watch.straggler()
@@ -260,7 +238,7 @@ class Loop:
     def _step(self, batch: Batch, rows: np.ndarray, progress: float, began: float) -> None:
         state, options = self.state, self.options
         factor = rate_factor(options.rate_schedule, progress, options.epochs, options.warmup_epochs)
-        rate = set_rates(self.engine.optimiser, factor)
+        rate = set_rates(self.engine.optimiser, factor, state.frozen)
         device = self.engine.device
         images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(self.train_split.labels[rows].astype(np.int64)).to(device)
@@ -268,9 +246,10 @@ class Loop:
         vectors = self.engine.embed(images, self._dropout(batch))
         fault, loss = None, 0.0
         for update in self.objective.updates(vectors, labels, state.partition, subspace, state.step):
-            self.engine.backward(update.loss)
+            self.engine.backward(update.loss, self.objective.parameters())
             found = self.engine.step()
             if found is None:
+                self.objective.step(factor)
                 gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
                 state.saliency.update(vectors, gradient)
             fault, loss = fault or found, float(update.loss.detach())
@@ -321,12 +300,14 @@ class Loop:
         state = self.state
         self._share_bad_images()
         scores = self._validate()
-        growth = self._report(scores)
-        if growth is not None:
-            self._grow(growth)
+        change = self._report(scores)
+        if isinstance(change, Growth):
+            self._grow(change)
+        elif isinstance(change, Rollback):
+            self._roll_back(change)
         state.epoch += 1
         state.step_in_epoch = 0
-        self._save(best=state.best["epoch"] == state.epoch - 1)
+        self.keeper.save(best=state.best["epoch"] == state.epoch - 1)
 
     def _validate(self) -> dict[str, Any] | None:
         state, options = self.state, self.options
@@ -346,7 +327,7 @@ class Loop:
             )
         return distributed.broadcast_json(found)
 
-    def _report(self, scores: dict[str, Any] | None) -> Growth | None:
+    def _report(self, scores: dict[str, Any] | None) -> Change | None:
         state = self.state
         line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "time": time.time()}
         line["train"] = {"loss": state.loss_sum / max(state.num_losses, 1)}
@@ -359,15 +340,16 @@ class Loop:
             if state.best["score"] is None or monitored > state.best["score"] + self.options.min_delta:
                 state.best = {"epoch": state.epoch, "score": monitored}
         self.recorder.epoch(line)
-        growth = None
+        change = None
         if self.leader:
             neurons = state.saliency.scores().tolist()
-            growth = self.cluster.report(state.epoch, metrics, neurons, state.partition.version)
-        told = distributed.broadcast_json(growth.to_json() if growth is not None else None)
-        return None if told is None else Growth.from_json(told)
+            change = self.cluster.report(state.epoch, metrics, neurons, state.partition.version)
+        told = distributed.broadcast_json(change.to_json() if change is not None else None)
+        return None if told is None else change_from_json(told)
 
     def _grow(self, growth: Growth) -> None:
         self.engine.permute_and_reset(list(growth.permutation), list(growth.reset_rows), growth.seed)
+        self.objective.grow(growth)
         self.state.partition = self.state.partition.grow(tuple(growth.widths))
         self.recorder.event(
             "growth",
@@ -378,27 +360,14 @@ class Loop:
             parent=growth.parent,
         )
 
-    def _save(self, best: bool = False) -> None:
-        with distributed.stage("gather for the checkpoint"):
-            self.engine.check_replicas(self.state.step)
-            tensors = self.engine.tensors()  # every rank has a share in it
-        ended = []
-        if self.leader:
-            checkpoint = self.state.to_checkpoint(tensors, self.cluster.snapshot(), self.attempt)
-            ended = self.saver.submit(checkpoint, best)
-        self._settle(ended)
-
-    def _settle(self, ended: list[Saved]) -> None:
-        """Have all ranks hear how saves ended: they go on without a checkpoint together, or stop together."""
-        with distributed.stage("checkpoint"):
-            told = distributed.broadcast_json([saved.to_json() for saved in ended])
-        for saved in [Saved(**values) for values in told]:
-            self.not_saved = saved if saved.error else None
-            where = {"epoch": saved.epoch, "step": saved.step}
-            if not saved.error:
-                self.recorder.event("checkpoint", self.state, **where, best=saved.best)
-                self.recorder.status("running", self.state)
-                continue
-            self.recorder.event("not_saved", self.state, **where, reason=saved.error)
-            if self.options.on_save_error == "stop" or saved.exit_code != SaveFailed.exit_code:
-                raise NotSaved(saved)
+    def _roll_back(self, rollback: Rollback) -> None:
+        """Take a split back that did not pay."""
+        self.keeper.roll_back(rollback)
+        self.recorder.event(
+            "rollback",
+            self.state,
+            widths=list(rollback.widths),
+            num_subspaces=len(rollback.widths),
+            decision_id=rollback.undoes,
+            to_epoch=self.state.best["epoch"],
+        )

@@ -76,6 +76,28 @@ def all_triplets(vectors: torch.Tensor, labels: torch.Tensor, generator: torch.G
     return anchor, positive, negative
 
 
+@torch.no_grad()
+def semi_hard(vectors: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None) -> Triplets:
+    """Give every (anchor, positive) the nearest negative farther away than the positive; without one, the farthest.
+
+    Schroff et al. 2015 (https://arxiv.org/abs/1503.03832), as in the follow-up of Divide and Conquer.
+    """
+    positives, negatives = _pair_masks(labels)
+    anchor, positive = positives.nonzero(as_tuple=True)
+    distances, allowed = pairwise_distances(vectors), negatives[anchor]
+    to_others = distances[anchor]
+    beyond = allowed & (to_others > distances[anchor, positive, None])
+    nearest = to_others.masked_fill(~beyond, torch.inf).argmin(dim=1)
+    farthest = to_others.masked_fill(~allowed, -1.0).argmax(dim=1)
+    negative = torch.where(beyond.any(dim=1), nearest, farthest)
+    found = allowed.any(dim=1)
+    return anchor[found], positive[found], negative[found]
+
+
+def no_tuples(vectors: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None) -> None:
+    """Leave the choice to the loss: all pairs or triplets, or proxies."""
+
+
 def pairwise_distances(vectors: torch.Tensor) -> torch.Tensor:
     """Return (N, N) distances, at least 0.01, in float32 or better whatever autocast says."""
     with torch.autocast(vectors.device.type, enabled=False):

@@ -15,13 +15,15 @@ from trainer.model import EmbeddingModel
 
 
 def parameter_groups(model: EmbeddingModel, lr: float, embedding_lr: float | None) -> list[dict[str, Any]]:
-    """Return two groups, the embedding layer and everything else, as published (spec: one Adam, two groups)."""
-    embedding = {id(p) for p in model.head.embedding.parameters()}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in embedding]
-    return [
-        {"params": rest, "lr": lr, "base_lr": lr},
-        {"params": list(model.head.embedding.parameters()), "lr": embedding_lr or lr, "base_lr": embedding_lr or lr},
-    ]
+    """Return two groups, everything but the embedding layer and that layer, as published (one Adam, two groups).
+
+    A head without such a layer leaves the second one out.
+    """
+    embedding = list(model.head.embedding.parameters())
+    own = {id(p) for p in embedding}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    groups = [(rest, lr), (embedding, embedding_lr or lr)]
+    return [{"params": params, "lr": rate, "base_lr": rate} for params, rate in groups if params]
 
 
 OPTIMISERS = {
@@ -49,8 +51,10 @@ def rate_factor(schedule: str, progress: float, num_epochs: int, warmup_epochs: 
     return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def set_rates(optimiser: RateHolder, factor: float) -> float:
-    """Set every group's rate to its base rate times `factor`; return the first group's."""
+def set_rates(optimiser: RateHolder, factor: float, frozen: bool = False) -> float:
+    """Set every group's rate to its base rate times `factor`, the first one's to 0 if `frozen`; return the first."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor
+    if frozen:
+        optimiser.param_groups[0]["lr"] = 0.0
     return float(optimiser.param_groups[0]["lr"])

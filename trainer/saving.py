@@ -36,7 +36,7 @@ class Saver:
     """
 
     def __init__(self, store: CheckpointStore, asynchronous: bool) -> None:
-        self._store, self._asynchronous = store, asynchronous
+        self.store, self._asynchronous = store, asynchronous
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[Saved]] = []
 
@@ -58,7 +58,7 @@ class Saver:
     def _save(self, checkpoint: Checkpoint, best: bool) -> Saved:
         saved = Saved(checkpoint.state["epoch"], checkpoint.state["step"], best)
         try:
-            self._store.save(checkpoint, best)
+            self.store.save(checkpoint, best)
         except UserError as error:  # told to all ranks, which then go on or stop together
             return replace(saved, error=str(error), exit_code=error.exit_code)
         return saved

@@ -25,7 +25,8 @@ class RunState:
     """The position in the run, and what the next step depends on.
 
     `step` counts the steps of the whole run, `step_in_epoch` those of the epoch that is under way; `skipped_steps` of
-    them were not applied, of which `skipped_in_a_row` came last. `num_losses` are behind `loss_sum`.
+    them were not applied, of which `skipped_in_a_row` came last. `num_losses` are behind `loss_sum`. `phase` and
+    `frozen` are those of the epoch's plan.
     """
 
     partition: SubspacePartition
@@ -35,6 +36,7 @@ class RunState:
     step_in_epoch: int = 0
     step: int = 0
     phase: str = "subspace"
+    frozen: bool = False
     loss_sum: float = 0.0
     num_losses: int = 0
     skipped_steps: int = 0
@@ -50,6 +52,7 @@ class RunState:
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
             "phase": self.phase,
+            "frozen": self.frozen,
             "loss_sum": self.loss_sum,
             "num_losses": self.num_losses,
             "skipped_steps": self.skipped_steps,
@@ -94,6 +97,8 @@ class RunState:
                 raise TypeError("there is no state of the controller")
             score = state["best"]["score"]
             best = {"epoch": int(state["best"]["epoch"]), "score": None if score is None else float(score)}
-            phase, loss_sum = str(state["phase"]), float(state["loss_sum"])
+            phase, frozen, loss_sum = str(state["phase"]), bool(state.get("frozen", False)), float(state["loss_sum"])
             partition = SubspacePartition(widths, int(state["partition"]["version"]))
-            return cls(partition, saliency, assignment, phase=phase, loss_sum=loss_sum, best=best, **numbers)
+            return cls(
+                partition, saliency, assignment, phase=phase, frozen=frozen, loss_sum=loss_sum, best=best, **numbers
+            )

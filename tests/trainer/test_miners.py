@@ -151,3 +151,31 @@ def test_miners_run_in_float32_under_autocast_and_take_no_gradient() -> None:
     assert distances.dtype == torch.float32
     assert all(not t.requires_grad for t in triplets)
     np.testing.assert_allclose(distances, torch.cdist(vectors, vectors).clamp(min=0.01).detach(), atol=1e-6)
+
+
+def slow_semi_hard(vectors: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, int, int]]:
+    found = []
+    for a in range(len(labels)):
+        others = [n for n in range(len(labels)) if labels[n] != labels[a]]
+        for p in range(len(labels)):
+            if p == a or labels[p] != labels[a] or not others:
+                continue
+            far = {n: float((vectors[a] - vectors[n]).norm()) for n in others}
+            reach = float((vectors[a] - vectors[p]).norm())
+            beyond = [n for n in others if far[n] > reach]
+            found.append((a, p, min(beyond, key=far.__getitem__) if beyond else max(others, key=far.__getitem__)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_semi_hard_against_a_slow_loop(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(18, 4, generator=generator), dim=1)
+    labels = torch.randint(0, 5, (18,), generator=generator)
+    assert list(zip(*(x.tolist() for x in miners.semi_hard(vectors, labels)), strict=True)) == slow_semi_hard(
+        vectors, labels
+    )
+
+
+def test_semi_hard_of_one_class_finds_nothing() -> None:
+    assert [len(x) for x in miners.semi_hard(torch.eye(4), torch.zeros(4))] == [0, 0, 0]

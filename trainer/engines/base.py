@@ -16,6 +16,7 @@ Legend: B global batch, n rows of this rank, L pieces of all ranks, W ranks, D e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -90,14 +91,20 @@ class Engine(ABC):
         self._leaf = torch.where(whole.isfinite(), whole, 0.0).requires_grad_()
         return self._leaf
 
-    def backward(self, loss: Tensor) -> None:
-        """Leave the gradient of the global loss on every parameter, or NaN when this rank saw what is not finite."""
+    def backward(self, loss: Tensor, beside: Sequence[Tensor] = ()) -> None:
+        """Leave the gradient of the global loss on every parameter, or NaN when this rank saw what is not finite.
+
+        `beside` are parameters of the loss itself: theirs must be finite too.
+        """
         assert self._leaf is not None
         loss.backward()
         gradient = self._leaf.grad
         if gradient is None:
             gradient = torch.zeros_like(self._leaf)
         self._loss_fine = loss.detach().isfinite() & gradient.isfinite().all()
+        for parameter in beside:
+            if parameter.grad is not None:
+                self._loss_fine &= parameter.grad.isfinite().all()
         local = gradient[self.own.start * self._rows : self.own.stop * self._rows]
         # No look at the flags here: that would wait for the device. NaN reaches all ranks with the sum.
         local = torch.where(self._vectors_fine & self._loss_fine, local, torch.nan)
@@ -125,13 +132,13 @@ class Engine(ABC):
         With fp16 a step that is left out to lower the loss scale is part of the method: None.
         """
 
-    def check_replicas(self, step: int) -> None:
-        """Compare what every rank should hold alike; all ranks ask together. `step` is for the message.
+    def check_replicas(self, step: int, beside: Sequence[Tensor] = ()) -> None:
+        """Compare what every rank should hold alike, `beside` too; all ranks ask together. `step` is for the message.
 
         Raises:
             ReplicasDiffer: a rank's weights or moments are not those of the others.
         """
-        held = self._replicas()
+        held = [*self._replicas(), *beside]
         if held and distributed.world_size() > 1:
             with distributed.stage("comparison of the ranks"):
                 sums = distributed.gather_rows(replicas.bit_sum(held, self.device)[None]).tolist()

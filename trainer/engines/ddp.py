@@ -137,9 +137,9 @@ class DDPEngine(Engine):
             with torch.no_grad():
                 parameter.copy_(surgery.permute_rows(parameter, order))
             surgery.permute_and_reset_moments(self.optimiser.state.get(parameter, {}), order, reset_rows)
-        embedding = self.model.head.embedding
+        weight, bias = rows["head.embedding.weight"], rows.get("head.embedding.bias")
         with torch.no_grad():
-            surgery.reset_rows_xavier(embedding.weight, embedding.bias, reset_rows, keyed.generator(seed, "reset"))
+            surgery.reset_rows_xavier(weight, bias, reset_rows, keyed.generator(seed, "reset"))
         if self.average is not None:
             self.average.permute_and_reset(list(rows), order, reset_rows)
 

@@ -23,12 +23,12 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingHead(nn.Module):
-    """levels -> `Embedded`, by a linear layer whose rows are the embedding dimensions.
+    """levels -> `Embedded`, by a linear layer whose rows are the embedding dimensions; without one nothing can grow.
 
     `num_features` is the width of what that layer sees, `dropout` the probability of dropping one of them; the mask is
     drawn by the caller (`trainer.heads.dropout`).
     """
 
-    embedding: nn.Linear
+    embedding: nn.Linear | nn.Identity
     num_features: int
     dropout: float

@@ -9,43 +9,69 @@ Legend: B images of the global batch, D embedding width, d_k width of subspace k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from cluster.growth import Growth
 from data_shards import keyed
+from trainer.losses.library import keyed_streams
+from trainer.objectives.learners import Learners
+from trainer.objectives.objective import Objective, Update
 from trainer.subspaces.partition import SubspacePartition
 
-Triplets = tuple[Tensor, Tensor, Tensor]
+Tuples = tuple[Tensor, ...]
 
 
-@dataclass
-class Update:
-    """One player's turn: a scalar to minimise, and its parts for the record."""
-
-    player: str
-    loss: Tensor
-    terms: dict[str, float] = field(default_factory=dict)
-
-
-class SubspaceObjective:
-    """Mine triplets among the block of one subspace and take their loss.
+class SubspaceObjective(Objective):
+    """Mine among the block of one subspace and take its loss.
 
     Args:
-        loss: (vectors (B, d) unit, labels (B,), triplets) -> ().
-        miner: (vectors (B, d) unit, labels (B,), generator) -> anchors, positives, negatives.
-        seed: key of the miner's draws.
+        learners: the losses, (vectors (B, d), labels (B,), tuples) -> ().
+        miner: (vectors (B, d), labels (B,), generator) -> triplets or pairs of indices, or None.
+        seed: key of what miner and losses draw.
+        normalize: blocks are made unit rows first.
+        draws: a loss draws from torch's global stream, as some of pytorch-metric-learning do.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], miner: Callable[..., Triplets], seed: int) -> None:
-        self.loss, self.miner, self.seed = loss, miner, seed
+    def __init__(
+        self,
+        learners: Learners,
+        miner: Callable[..., Tuples | None],
+        seed: int,
+        normalize: bool = True,
+        draws: bool = False,
+    ) -> None:
+        self.learners, self.miner, self.seed, self.normalize, self.draws = learners, miner, seed, normalize, draws
 
     def updates(
         self, vectors: Tensor, labels: Tensor, partition: SubspacePartition, subspace: int | None, step: int
     ) -> Iterator[Update]:
-        """Yield the one update of this step for vectors (B, D) of the global batch; subspace None trains all of D."""
-        unit = partition.normalize(vectors) if subspace is None else partition.block(vectors, subspace)
-        generator = torch.Generator(unit.device).manual_seed(keyed.key(self.seed, "mine", step) >> 1)
-        triplets = self.miner(unit.detach(), labels, generator)
-        yield Update("embedding", self.loss(unit, labels, triplets))
+        self.learners.zero_grad()
+        block = self._block(vectors, partition, subspace)
+        key = keyed.key(self.seed, "mine", step) >> 1
+        tuples = self.miner(block.detach(), labels, torch.Generator(block.device).manual_seed(key))
+        with keyed_streams(keyed.key(self.seed, "loss", step) >> 1) if self.draws else nullcontext():
+            loss = self.learners.of(subspace)(block, labels, tuples)
+        yield Update("embedding", loss)
+
+    def _block(self, vectors: Tensor, partition: SubspacePartition, subspace: int | None) -> Tensor:
+        if subspace is None:
+            return partition.normalize(vectors) if self.normalize else vectors
+        return partition.block(vectors, subspace) if self.normalize else vectors[:, partition.slices[subspace]]
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.learners.parameters())
+
+    def step(self, factor: float) -> None:
+        self.learners.step(factor)
+
+    def grow(self, growth: Growth) -> None:
+        self.learners.grow(growth)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.learners.tensors()
+
+    def load_tensors(self, named: dict[str, Tensor], partition: SubspacePartition) -> None:
+        self.learners.load_tensors(named, partition)
