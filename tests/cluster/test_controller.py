@@ -10,7 +10,7 @@ import pytest
 
 from cluster.controller import ControllerConfig, ControllerCore, read_metric
 from cluster.errors import StaleMessage
-from cluster.growth import Growth, PlateauGrowth
+from cluster.growth import Growth, PlateauGrowth, Rollback
 from cluster.journal import Journal
 from cluster.plan import PlanConfig
 from data_shards.errors import DataIntegrityError, UserError
@@ -156,3 +156,47 @@ def test_metric_by_its_name(name: str, expected: float | None) -> None:
 
 def test_metric_that_is_not_finite_does_not_count() -> None:
     assert read_metric({"nmi": float("nan")}, "nmi") is None
+
+
+TRIAL = ControllerConfig(PlanConfig(40), (32,), PlateauGrowth(patience=3, accept="validated"), seed=5)
+
+
+def tried(core: ControllerCore, attempt: int, values: dict[int, float], start: int, stop: int) -> list[object]:
+    found = []
+    for epoch in range(start, stop):
+        core.plan(epoch, attempt)
+        found.append(core.report(epoch, attempt, metrics(values.get(epoch, 0.4)), scores(epoch)))
+    return found
+
+
+def test_a_rollback_is_one_more_version_of_the_partition(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    core = ControllerCore(TRIAL, journal)
+    core.begin(1)
+    changes = tried(core, 1, {0: 0.5}, 0, 8)
+    assert [type(change).__name__ for change in changes if change] == ["Growth", "Rollback"]
+    growth, rollback = changes[3], changes[6]
+    assert isinstance(growth, Growth)
+    assert isinstance(rollback, Rollback)
+    assert (rollback.undoes, rollback.widths) == (growth.decision_id, (32,))
+    plan = core.plan(8, 1)
+    assert (plan.version, plan.widths, plan.recluster) == (2, (32,), False)
+    journal.close()
+    again = ControllerCore(TRIAL, Journal(tmp_path / "journal"))
+    assert again.snapshot() == core.snapshot()
+    assert again.report(6, 1, metrics(0.9), scores(0)) == rollback  # asked again: what was decided
+
+
+def test_an_attempt_that_goes_on_before_a_rollback_decides_it_again() -> None:
+    core = ControllerCore(TRIAL)
+    core.begin(1)
+    first = tried(core, 1, {0: 0.5}, 0, 7)
+    core.begin(2)
+    assert tried(core, 2, {0: 0.5}, 5, 7)[-1] == first[-1]
+
+
+def test_no_split_goes_on_trial_that_could_not_end_it() -> None:
+    config = ControllerConfig(PlanConfig(40, finetune_epoch=6), (32,), TRIAL.growth, seed=5)
+    core = ControllerCore(config)
+    core.begin(1)
+    assert tried(core, 1, {0: 0.5}, 0, 8) == [None] * 8

@@ -7,8 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster.growth import EpochReport, Growth, NoGrowth, PlateauGrowth, progress, split_tail
+from cluster.growth import (
+    EpochReport,
+    Growth,
+    NoGrowth,
+    PlateauGrowth,
+    Rollback,
+    change_from_json,
+    progress,
+    split_tail,
+)
 from data_shards.errors import UserError
 
 STALLED = [EpochReport(epoch, 0.5) for epoch in range(11)]  # best at 0, patience of 10 is over at 10
@@ -156,3 +167,76 @@ def test_wrong_arguments_are_one_sentence() -> None:
         PlateauGrowth(patience=0)
     with pytest.raises(UserError, match="threshold"):
         PlateauGrowth(threshold=1.0)
+
+
+VALIDATED = PlateauGrowth(patience=3, accept="validated")
+
+
+def told(metrics: list[float | None], grew: tuple[int, ...] = (), back: tuple[int, ...] = ()) -> list[EpochReport]:
+    return [
+        EpochReport(epoch, metric, epoch in grew, epoch in back, f"growth-{epoch}-x" if epoch in grew else "")
+        for epoch, metric in enumerate(metrics)
+    ]
+
+
+def test_a_split_that_brings_no_new_best_is_taken_back_after_its_patience() -> None:
+    metrics: list[float | None] = [0.5, 0.4, 0.4, 0.4, 0.4, 0.45]
+    for length in (5, 6):
+        assert VALIDATED.decide(told(metrics[:length], grew=(3,)), (5, 7, 4), None, 0) is None
+    rollback = VALIDATED.decide(told([*metrics, 0.5], grew=(3,)), (5, 7, 4), None, 0)
+    assert rollback == Rollback("rollback-6-x", "growth-3-x", 6, (5, 11))
+    assert change_from_json(json.loads(json.dumps(rollback.to_json()))) == rollback
+
+
+def test_a_split_that_pays_stays() -> None:
+    history = told([0.5, 0.4, 0.4, 0.4, 0.6, 0.5, 0.5], grew=(3,))
+    scores = scores_with(16, [2, 3, 5, 7, 11])
+    assert VALIDATED.decide(history, (16,), scores, 0) is None
+    grown = VALIDATED.decide([*history, EpochReport(7, 0.5)], (16,), scores, 0)
+    assert isinstance(grown, Growth)
+
+
+def test_after_a_rollback_nothing_is_split_until_there_is_a_new_best() -> None:
+    metrics = [0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4]
+    scores = scores_with(16, [2, 3, 5, 7, 11])
+    stalled = told([*metrics, *[0.5] * 20], grew=(3,), back=(6,))
+    assert all(VALIDATED.decide(stalled[:n], (16,), scores, 0) is None for n in range(7, len(stalled) + 1))
+    better = told([*metrics, 0.7, 0.6, 0.6, 0.6], grew=(3,), back=(6,))
+    assert isinstance(VALIDATED.decide(better, (16,), scores, 0), Growth)
+
+
+def test_a_published_split_is_never_taken_back() -> None:
+    history = told([0.5, *[0.4] * 30], grew=(3,))
+    assert PlateauGrowth(patience=3).decide(history, (8, 8), None, 0) is None
+
+
+def test_a_split_on_trial_needs_its_patience_before_the_end() -> None:
+    assert (VALIDATED.min_epochs, PlateauGrowth().min_epochs, NoGrowth().min_epochs) == (3, 1, 1)
+    scores = scores_with(16, [2, 3, 5, 7, 11])
+    assert VALIDATED.decide(STALLED, (16,), scores, 0, may_grow=False) is None
+    failed = told([0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], grew=(3,))
+    assert isinstance(VALIDATED.decide(failed, (8, 8), scores, 0, may_grow=False), Rollback)
+
+
+def test_trials_and_splits_without_a_new_best_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="explore must be 'new_best'"):
+        PlateauGrowth(accept="validated", explore="patience")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(1, 6))
+def test_any_validated_history_ends_where_its_best_epoch_was(metrics: list[float], patience: int) -> None:
+    """Whatever the scores: a rollback leads to the partition of the best epoch, and splits never lie side by side."""
+    policy = PlateauGrowth(patience=patience, accept="validated", min_tail=2, min_selected=1, select="top_fraction")
+    history: list[EpochReport] = []
+    widths, at_best, best = (16,), (16,), -1.0
+    for epoch, metric in enumerate(metrics):
+        if metric > best:
+            best, at_best = metric, widths
+        scores = np.random.default_rng(epoch).random(16)
+        change = policy.decide([*history, EpochReport(epoch, metric)], widths, scores, 0)
+        grew, back = isinstance(change, Growth), isinstance(change, Rollback)
+        history.append(EpochReport(epoch, metric, grew, back, f"growth-{epoch}-x" if grew else ""))
+        if back:
+            assert change.widths == at_best
+        widths = widths if change is None else change.widths
+        assert len(widths) - len(at_best) in (0, 1)

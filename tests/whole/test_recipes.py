@@ -1,0 +1,65 @@
+"""What losses learn, masks, and splits taken back: the same bytes on any number of ranks, and after a stop anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT, content_hash, lines, steps, subspace
+
+pytestmark = pytest.mark.slow
+CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
+RECIPES = {
+    "proxies": (
+        "objective.loss.name=ProxyAnchorLoss",
+        "objective.miner.name=none",
+        "objective.lr=0.02",
+        "growth.select=top_fraction",
+    ),
+    "masks": ("growth.rule=doubling", "growth.double_every=1", "growth.max_subspaces=4", "growth.freeze_divided=true"),
+    "trial": ("growth.accept=validated", "train.epochs=5"),
+    "random miner": ("objective.loss.name=TripletMarginLoss", "objective.miner.name=DistanceWeightedMiner"),
+}
+
+
+def run(digits: Path, folder: Path, recipe: str, nproc: int, *words: str, resume: str = "never") -> Path:
+    done = subspace(
+        "train",
+        CONFIG,
+        f"data.shards={digits}",
+        "cluster.backend=local",
+        "deterministic=true",
+        *RECIPES[recipe],
+        *words,
+        f"--nproc={nproc}",
+        f"--resume={resume}",
+        "--run-dir",
+        folder,
+    )
+    assert done.returncode in (0, 75), done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_ranks_and_stops_change_no_byte(digits: Path, tmp_path: Path, recipe: str) -> None:
+    one = run(digits, tmp_path / "one", recipe, 1)
+    two = run(digits, tmp_path / "two", recipe, 2, "--stop-after-step=12")
+    assert len(steps(two)) == 12
+    run(digits, two, recipe, 1, "--stop-after-step=17", resume="must")
+    run(digits, two, recipe, 2, resume="must")
+    assert content_hash(one) == content_hash(two)
+    assert [line["loss"] for line in steps(one)] == [line["loss"] for line in steps(two)]
+    told = [line["event"] for line in lines(one / "events.jsonl")]
+    happened = [event for event in told if event in ("growth", "rollback", "recluster")]
+    assert (
+        happened
+        == {
+            "proxies": ["growth", "recluster"],
+            "masks": ["recluster", "recluster"],
+            "trial": ["growth", "recluster", "rollback"],
+            "random miner": ["growth", "recluster"],
+        }[recipe]
+    )
+    if recipe == "masks":
+        assert {line["subspace"] for line in steps(one)} == {0, 1, 2, 3}
