@@ -22,6 +22,7 @@ from data_shards.samplers import blocks, shares
 from trainer import distributed
 from trainer.heads.embedded import Embedded
 from trainer.metrics.clustering import clustering_scores
+from trainer.metrics.information import information
 from trainer.metrics.neighbours import neighbours
 from trainer.metrics.retrieval import retrieval_scores
 from trainer.model import EmbeddingModel
@@ -99,16 +100,24 @@ def scores(
         **retrieval_scores(vectors, labels, groups=groups),
     }
     if per_subspace:
+        found["information"] = information(vectors, reader.factors)
         found["per_subspace"] = [
-            {"subspace": k, "width": partition.widths[k], **_short(vectors[:, columns], labels, groups)}
+            {"subspace": k, "width": partition.widths[k], **_short(vectors[:, columns], reader, groups)}
             for k, columns in enumerate(partition.slices)
         ]
     return found
 
 
-def _short(vectors: Array, labels: Array, groups: Array | None) -> dict[str, Any]:
-    found = retrieval_scores(np.ascontiguousarray(vectors), labels, groups=groups)
-    return {"recall_at_1": found["recall"]["1"], "map_at_r": found["map_at_r"]}
+def _short(vectors: Array, reader: SplitReader, groups: Array | None) -> dict[str, Any]:
+    """Return the scores of one subspace alone, and what it knows of each factor."""
+    block, labels = np.ascontiguousarray(vectors), np.asarray(reader.labels)
+    found = retrieval_scores(block, labels, groups=groups)
+    return {
+        "recall_at_1": found["recall"]["1"],
+        "map_at_r": found["map_at_r"],
+        "nmi": clustering_scores(block, labels, seeds=1)["nmi"],
+        "information": information(block, reader.factors),
+    }
 
 
 def monitored(found: dict[str, Any], name: str) -> float:

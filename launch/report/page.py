@@ -87,6 +87,7 @@ def render(run: Run, gallery: Gallery) -> str:
     )
     environment.filters["short"] = maps.short
     template = environment.get_template("report.html.j2")
+    factors, information = tables.information_rows(run)
     return template.render(
         css=Markup(environment.get_template("report.css").render()),  # noqa: S704 - ours; no quote in it may be escaped
         name=run.name,
@@ -99,6 +100,8 @@ def render(run: Run, gallery: Gallery) -> str:
         counted=counted(run),
         subspaces=(subspaces := tables.subspace_rows(run)),
         with_nmi=any(row["nmi"] != tables.UNKNOWN for row in subspaces[:-1]),
+        factors=factors,
+        information=information,
         curves=list(curve_pictures(run, gallery)),
         growth=growth_picture(run, gallery),
         growths=tables.growth_rows(run),

@@ -86,6 +86,29 @@ def subspace_rows(run: Run) -> list[Record]:
     return [*rows, {"name": "all", "colour": "", "width": sum(widths), "share": "", **whole}]
 
 
+def information_rows(run: Run) -> tuple[list[str], list[Record]]:
+    """Return the factors of the images, and per subspace (last: the whole) the bits that it tells of each.
+
+    `share` is a cell's part of the three bits that eight levels have.
+    """
+    scores = run.pictured.scores if run.pictured is not None else {}
+    whole, blocks = scores.get("information") or {}, scores.get("per_subspace") or []
+    if not isinstance(whole, dict) or not whole:
+        return [], []
+    names = sorted(whole)
+    told = [(f"S{k + 1}", theme.subspace_colour(k), block.get("information") or {}) for k, block in enumerate(blocks)]
+    lines = [*(told if len(told) > 1 else []), ("all", "", whole)]
+    return names, [
+        {"name": name, "colour": colour, "cells": [_cell(found.get(factor)) for factor in names]}
+        for name, colour, found in lines
+    ]
+
+
+def _cell(bits: object) -> Record:
+    known = float(bits) if isinstance(bits, (int, float)) else None
+    return {"text": shown(known, 2), "share": round(min(max(known or 0.0, 0.0) / 3, 1.0), 3)}
+
+
 def _last_counts(run: Run, num_subspaces: int) -> list[int]:
     """Return the cluster sizes that the kept weights were trained on: the last of as many clusters as subspaces."""
     best = figures.best_epoch(run)

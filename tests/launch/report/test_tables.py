@@ -69,3 +69,27 @@ def test_metric_rows_leave_out_what_nobody_measured() -> None:
         ("recall@1", ["0.500", "0.625"]),
         ("NMI", ["0.250 ± 0.010", tables.UNKNOWN]),
     ]
+
+
+def scored(scores: dict[str, Any]) -> Run:
+    return run_of(evaluations={"test": Evaluation("test", scores, None)})
+
+
+def test_information_of_subspaces_is_a_matrix_with_the_whole_last() -> None:
+    blocks = [{"width": 5, "information": {"size": 1.5, "colour": 0.0}}, {"width": 3, "information": {"size": -1}}]
+    scores = {"widths": [5, 3], "per_subspace": blocks, "information": {"size": 3.5, "colour": 0.25}}
+    factors, rows = tables.information_rows(scored(scores))
+    assert factors == ["colour", "size"]
+    assert [row["name"] for row in rows] == ["S1", "S2", "all"]
+    assert [[cell["text"] for cell in row["cells"]] for row in rows] == [
+        ["0.00", "1.50"],
+        [tables.UNKNOWN, "-1.00"],
+        ["0.25", "3.50"],
+    ]
+    assert [[cell["share"] for cell in row["cells"]] for row in rows] == [[0, 0.5], [0, 0], [0.083, 1]]
+
+
+def test_one_subspace_and_no_factors() -> None:
+    one = {"widths": [8], "per_subspace": [{"width": 8, "information": {"x": 1.0}}], "information": {"x": 1.0}}
+    assert [row["name"] for row in tables.information_rows(scored(one))[1]] == ["all"]
+    assert tables.information_rows(scored({"widths": [8], "information": {}})) == ([], [])
