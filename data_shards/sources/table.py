@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from data_shards.errors import UserError, nearest_of
@@ -24,16 +26,30 @@ def read(
     validation: float | None = None,
     test: float | None = None,
     classes: str = "",
+    test_classes: str = "",
     seed: int = 0,
 ) -> Listing:
     """List the images of a CSV table; `group` names the group column ("none": groups are ignored).
 
-    `classes` ("a,b,c") fixes which there are and their order. Raises UserError for other
-    classes, missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
+    `classes` ("a,b,c") fixes which there are and their order. `test_classes` ("Bengali/*,N_Ko/*") are patterns of whole
+    classes that make the test split, whatever the table says: classes that training never sees. Raises UserError for
+    other classes, missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
     """
-    records, notes = complete(list_rows(path, group), validation, test, seed)
+    records, notes = complete(_held_out(list_rows(path, group), test_classes), validation, test, seed)
     names = class_names(records, classes)
     return Listing(path.parent.name, names, tuple(records), root=path.parent, warnings=tuple(notes))
+
+
+def _held_out(records: list[Record], patterns: str) -> list[Record]:
+    """Return the records with the classes of the given patterns in the test split."""
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatchcase(record.label, pattern) for record in records):
+            raise UserError(f"test_classes: no class is called {pattern}; e.g. there is {records[0].label}.")
+    return [
+        replace(record, split="test") if any(fnmatchcase(record.label, pattern) for pattern in wanted) else record
+        for record in records
+    ]
 
 
 def list_rows(path: Path, group: str) -> list[Record]:

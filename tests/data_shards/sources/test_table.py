@@ -37,6 +37,18 @@ def test_group_column_by_name_or_none(tmp_path: Path) -> None:
         read(path, group="drawr")
 
 
+def test_whole_classes_for_the_test_split(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.png,{kind},{split}\n" for n, (kind, split) in enumerate(ALPHABETS))
+    path = table(tmp_path, f"path,label,split\n{rows}")
+    splits = [record.split for record in read(path, test_classes="B/*, C/2").records]
+    assert splits == ["train", "train", "test", "test", "validation", "test"]
+    with pytest.raises(UserError, match=r"no class is called D/\*"):
+        read(path, test_classes="D/*")
+
+
+ALPHABETS = [("A/1", "train"), ("A/2", "train"), ("B/1", "train"), ("B/2", "val"), ("C/1", "val"), ("C/2", "val")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
