@@ -6,29 +6,28 @@ its constructor, checked against the signature, so the constructor is the schema
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from cluster.assignment import RepairRule
 from cluster.controller import ControllerConfig
 from cluster.growth import NoGrowth, PlateauGrowth
 from cluster.plan import PlanConfig
 from data_shards.augment import AugmentConfig
 from data_shards.build import build as build_shards
-from data_shards.errors import UserError, nearest_of
+from data_shards.errors import UserError
 from data_shards.order import BatchRule
 from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
-from launch.plain_values import short
+from launch.parts import constructed, entry
 from trainer import distributed, weights
 from trainer.backbones import from_monai, from_timm
 from trainer.backbones.resnet import ResNet
@@ -60,78 +59,6 @@ BACKBONES: dict[str, Callable[..., Any]] = {
 }
 HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding, "features": PooledFeatures}
 ENGINES: dict[str, Callable[..., Engine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
-# Arguments that the caller gives, not the user.
-GIVEN = {
-    "model",
-    "make_optimiser",
-    "pieces",
-    "cached",
-    "deterministic",
-    "precision",
-    "clip_norm",
-    "average_decay",
-    "timeout_s",
-    "vectors",
-    "labels",
-    "triplets",
-    "generator",
-    "seed",
-    "in_channels",
-    "num_dims",
-    "num_classes",
-    "widths",
-    "sync_norm",
-    "depth",
-}
-
-
-def entry(table: Mapping[str, Callable[..., Any]], component: Component, where: str) -> Callable[..., Any]:
-    """Return the table's entry with the user's arguments bound.
-
-    Raises:
-        UserError: unknown name or argument (the nearest one is named), or an argument of another type.
-    """
-    made = _named(table, component.name, where)
-    parameters = inspect.signature(made, eval_str=True).parameters
-    known = [name for name in parameters if name not in GIVEN or name == "widths"]
-    for name in component.arguments:
-        if name not in known:
-            raise UserError(f"{where}.{name}: {component.name} has no such argument{nearest_of(name, known)}")
-    typed = {name: _typed(f"{where}.{name}", value, parameters[name]) for name, value in component.arguments.items()}
-    return partial(made, **typed)
-
-
-def _named(table: Mapping[str, Callable[..., Any]], name: str, where: str) -> Callable[..., Any]:
-    library, colon, rest = name.partition(":")
-    try:
-        if colon and library + colon in table:
-            found: Callable[..., Any] = table[library + colon](rest)
-            return found
-    except UserError as error:
-        raise UserError(f"{where}.name: {error}") from None
-    if name in table:
-        return table[name]
-    raise UserError(
-        f"{where}.name: unknown '{short(name)}'{nearest_of(name, list(table))}; there are {', '.join(table)}"
-    )
-
-
-def constructed(where: str, make: Callable[..., Any], *arguments: Any, **given: Any) -> Any:
-    """Call what `entry` returned; values that torch refuses are the user's mistake too."""
-    try:
-        return make(*arguments, **given)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise UserError(f"{where}: these arguments make no part: {short(str(error).partition(chr(10))[0])}") from error
-
-
-def _typed(name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """Return a user's value as the type that the constructor names."""
-    kind: Any = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    try:
-        return kind.validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise UserError(f"{name}: {reason[0].lower() + reason[1:]}, got {short(repr(value))}") from None
 
 
 def check_components(config: RunConfig) -> None:
@@ -368,6 +295,11 @@ def embed_options(config: RunConfig) -> EmbedOptions:
     return EmbedOptions(transform(config), settings.batch_size, settings.precision, config.data.num_workers)
 
 
+def repair_rule(config: RunConfig) -> RepairRule:
+    """Return what makes a cluster trainable."""
+    return RepairRule(config.cluster.min_size or config.train.batch_size, config.cluster.min_classes)
+
+
 def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
     """Return the numbers of the loop."""
     return LoopOptions(
@@ -375,9 +307,6 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         epochs=config.train.epochs,
         rate_schedule=config.optim.schedule,
         warmup_epochs=config.optim.warmup_epochs,
-        cluster_features=config.cluster.features,
-        min_cluster_size=config.cluster.min_size or config.train.batch_size,
-        min_cluster_classes=config.cluster.min_classes,
         evaluate_every=config.evaluate.every,
         nmi_seeds=config.evaluate.nmi_seeds_while_training,
         exclude_groups=config.evaluate.exclude_groups,
@@ -385,7 +314,6 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,
         on_nonfinite=config.train.on_nonfinite,
-        cluster_timeout_s=config.cluster.timeout_s,
         max_nonfinite=config.train.max_nonfinite,
         verify_ranks_every=config.train.verify_ranks_every,
         stop_after_step=stop_after_step,

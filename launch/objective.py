@@ -15,8 +15,9 @@ from torch import nn
 
 from data_shards import keyed
 from data_shards.errors import UserError, nearest_of
-from launch.build import constructed, doubling, entry, fresh_state
+from launch.build import doubling, fresh_state
 from launch.config import Component, RunConfig
+from launch.parts import constructed, entry
 from trainer import miners
 from trainer.losses import library
 from trainer.losses.classification import Classification

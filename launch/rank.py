@@ -13,30 +13,28 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.processes import die_with_parent
-from data_shards.errors import DataIntegrityError, UserError
+from data_shards.errors import UserError
 from data_shards.files import write_text
 from data_shards.manifest import Manifest
 from data_shards.reader import SplitReader
-from launch import build, fingerprint, history, objective, run_folder, services
+from launch import build, history, services
+from launch.assembly import assemble
+from launch.attempt import Attempt, Refused, begin, end
 from launch.config import RunConfig, stored_config
-from launch.ledger import Lease, Ledger, LostLease, launch_id
-from launch.record import PrintableLines, RunRecorder, SilentRecorder, append_event
+from launch.ledger import Ledger, launch_id
+from launch.record import PrintableLines, append_event
 from launch.status import write_status
 from trainer import distributed, evaluate, watchdog
-from trainer.checkpoint import Checkpoint, CheckpointStore, no_fence, read
+from trainer.checkpoint import CheckpointStore
 from trainer.export import export
-from trainer.keeper import Keeper
 from trainer.loop import Loop
-from trainer.model import EmbeddingModel, count_parameters
-from trainer.saving import Saver
+from trainer.model import EmbeddingModel
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 
@@ -70,7 +68,7 @@ def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> in
         with distributed.stage("start-up"):
             distributed.initialise(config.launch.timeout_s)
         with ExitStack() as ends:
-            attempt = _begin(config, run, ends)
+            attempt = begin(config, run, ends)
             try:
                 return _train(config, run, attempt, stop_after_step)
             except Exception as error:
@@ -82,41 +80,6 @@ def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> in
         watchdog.disarm()
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What the ranks of one incarnation share; only rank 0 holds the lease."""
-
-    number: int
-    run_id: str
-    lease: Lease | None
-
-
-class Refused(UserError):
-    """Rank 0 could not begin an attempt; says the same on every rank."""
-
-    def __init__(self, reason: str, exit_code: int) -> None:
-        super().__init__(reason)
-        self.exit_code = exit_code
-
-
-def _begin(config: RunConfig, run: Path, ends: ExitStack) -> Attempt:
-    """Take the lease of the run, and have every rank know its number."""
-    lease, told = None, {}
-    if distributed.rank() == 0:
-        try:
-            lease = Ledger(run).begin(launch_id(), distributed.world_size(), config.launch.max_restarts)
-        except UserError as error:
-            told = {"reason": str(error), "exit_code": error.exit_code}
-        else:
-            ends.callback(lease.close)
-            told = {"number": lease.attempt, "run_id": lease.run_id}
-            write_status(run, state="running", attempt=lease.attempt, world_size=distributed.world_size())
-    told = distributed.broadcast_json(told)
-    if "reason" in told:
-        raise Refused(**told)
-    return Attempt(**told, lease=lease)
-
-
 def _train(config: RunConfig, run: Path, attempt: Attempt, stop_after_step: int | None) -> int:
     build.check_world_size(config, distributed.world_size())
     _compare_clocks()
@@ -125,13 +88,13 @@ def _train(config: RunConfig, run: Path, attempt: Attempt, stop_after_step: int 
         with distributed.stage("connection to the cluster", at_most_s=config.cluster.timeout_s):
             client = services.connect(config, run, attempt.number, ends)
         ends.callback(client.close)
-        loop, recorder, store = _loop(config, run, attempt, client, stop_after_step)
+        loop, recorder, store = assemble(config, run, attempt, client, stop_after_step, lambda: _stop)
         ends.callback(recorder.close)
         outcome = loop.run()
         if outcome == "completed":
             with distributed.stage("final scores"):
                 finish(config, run, loop, store)
-        _end(run, attempt, outcome, loop, recorder)
+        end(run, attempt, outcome, loop, recorder)
         with distributed.stage("end of the run"):
             distributed.barrier()
     return 0
@@ -148,98 +111,6 @@ def _compare_clocks() -> None:
             furthest,
             differences[furthest],
         )
-
-
-def _end(run: Path, attempt: Attempt, outcome: str, loop: Loop, recorder: SilentRecorder) -> None:
-    """Put on record how the attempt ended: first in the ledger, which has the last word."""
-    code = 0 if outcome == "completed" else 75
-    reason = loop.keeper.not_saved.error if loop.keeper.not_saved is not None else None
-    if attempt.lease is not None:
-        where = {"epoch": loop.state.epoch, "step": loop.state.step}
-        if not Ledger(run).end(attempt.number, outcome, code, reason, **where):
-            raise LostLease(f"attempt {attempt.number} was replaced before it ended")
-    recorder.event(outcome, loop.state)
-    recorder.status(outcome, loop.state, exit_code=code, reason=reason)
-
-
-def _resume(run: Path, store: CheckpointStore) -> Checkpoint | None:
-    """Return the newest valid checkpoint, the one that rank 0 chose, on every rank."""
-    found = told = None
-    if distributed.rank() == 0:
-        newest = store.newest_valid()
-        committed = history.last_commit(Ledger(run).events())
-        if newest is None and committed is not None:
-            raise DataIntegrityError(
-                f"{store.root} holds no checkpoint, but step {committed['step']} was saved there; bring it back, or"
-                " start a new run folder"
-            )
-        if newest is not None:
-            told, found = newest[0].name, newest[1]
-    told = distributed.broadcast_json(told)
-    if told is not None and found is None:
-        found = read(store.root / told)
-    return found
-
-
-def _loop(
-    config: RunConfig, run: Path, attempt: Attempt, client: Any, stop_after_step: int | None
-) -> tuple[Loop, SilentRecorder, CheckpointStore]:
-    device = distributed.device()
-    _, train, validation, _ = build.open_splits(config, partial(append_event, run, "quarantined"))
-    network = build.model(config, device)
-    num_parameters = count_parameters(network)  # an engine may spread them over the ranks
-    engine = build.engine(config, network, distributed.world_size())
-    identity = {"run": attempt.run_id, "config": run_folder.config_hash(config)}
-    fence = no_fence if attempt.lease is None else attempt.lease.committing
-    store = CheckpointStore(run / "checkpoints", config.checkpoint.keep, identity, fence)
-    state = build.fresh_state(config, device)
-    objectives = objective.build_objective(config, len(train.classes), device)
-    newest = _resume(run, store)
-    if newest is not None:
-        engine.load_tensors(newest.tensors)
-        state = RunState.from_checkpoint(newest, state.saliency)
-        objectives.load_tensors(newest.tensors, state.partition)
-        if distributed.rank() == 0:
-            client.restore(newest.state["controller"])
-    recorder: SilentRecorder = SilentRecorder()
-    if distributed.rank() == 0:
-        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
-        if config.model.weights == "random" and newest is None:
-            log.warning("starting from RANDOM weights; model.weights=PATH takes a .pth or .safetensors file")
-        log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
-    recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
-    _compare_environment(run, newest, state, recorder)
-    saver = Saver(store, config.checkpoint.asynchronous)
-    stop_on_error = config.checkpoint.on_error == "stop"
-    keeper = Keeper(engine, objectives, state, client, saver, recorder, attempt.number, stop_on_error)
-    loop = Loop(
-        build.loop_options(config, stop_after_step),
-        engine,
-        objectives,
-        state,
-        train,
-        validation,
-        build.embed_options(config),
-        build.batch_rule(config),
-        client,
-        keeper,
-        recorder,
-        config.data.num_workers,
-        should_stop=lambda: _stop,
-    )
-    return loop, recorder, store
-
-
-def _compare_environment(run: Path, newest: Checkpoint | None, state: RunState, recorder: SilentRecorder) -> None:
-    """Keep what can change a bit of the result, and say what of it is not as it was, or as on rank 0."""
-    state.fingerprint = fingerprint.fingerprint()
-    before = {} if newest is None else newest.state.get("fingerprint", {})
-    changed, unlike = fingerprint.changes(before, state.fingerprint), fingerprint.unlike_ranks(state.fingerprint)
-    if distributed.rank() == 0:
-        fingerprint.store(run, state.fingerprint)
-        fingerprint.warn(changed)
-    if changed or unlike:
-        recorder.event("fingerprint", state, changed=changed, unlike_ranks=unlike)
 
 
 def finish(config: RunConfig, run: Path, loop: Loop, store: CheckpointStore) -> None:

@@ -11,16 +11,14 @@ Legend: B global batch, n rows of this rank, D embedding width, K subspaces, S t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.assignment import Assignment, RepairRule, from_clusters, parents
 from cluster.growth import Change, Growth, Rollback, change_from_json
-from cluster.index import MAX_MAGNITUDE
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards import order
@@ -31,17 +29,13 @@ from trainer import distributed, evaluate
 from trainer.engines.base import Engine
 from trainer.heads.dropout import dropout_keep
 from trainer.keeper import Keeper
+from trainer.nonfinite import NonFinite, diverged
 from trainer.objectives.objective import Objective
 from trainer.optim import rate_factor, set_rates
+from trainer.reclustering import Reclustering, share_bad_images
 from trainer.recorder import Recorder
 from trainer.state import RunState
 from trainer.stragglers import Stopwatch
-
-
-class NonFinite(RuntimeError):
-    """Vectors, a loss or gradients are NaN or infinite; names the step, the ranks and the samples. Exit code 4."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,6 @@ class LoopOptions:
     epochs: int
     rate_schedule: str
     warmup_epochs: float
-    cluster_features: str
-    min_cluster_size: int
-    min_cluster_classes: int
     evaluate_every: int
     nmi_seeds: int
     exclude_groups: bool
@@ -62,7 +53,6 @@ class LoopOptions:
     min_delta: float
     checkpoint_every_steps: int | None
     on_nonfinite: str
-    cluster_timeout_s: float
     max_nonfinite: int
     verify_ranks_every: int
     stop_after_step: int | None = None
@@ -89,6 +79,7 @@ class Loop:
         embed_options: evaluate.EmbedOptions,
         rule: order.BatchRule,
         cluster: ClusterClient,
+        reclustering: Reclustering,
         keeper: Keeper,
         recorder: Recorder,
         num_workers: int = 0,
@@ -96,7 +87,7 @@ class Loop:
     ) -> None:
         self.options, self.engine, self.objective, self.state = options, engine, objective, state
         self.train_split, self.validation, self.embed_options, self.rule = train, validation, embed_options, rule
-        self.cluster, self.keeper, self.recorder = cluster, keeper, recorder
+        self.cluster, self.reclustering, self.keeper, self.recorder = cluster, reclustering, keeper, recorder
         self.num_workers, self.should_stop = num_workers, should_stop
         self.leader = distributed.rank() == 0
 
@@ -128,62 +119,13 @@ class Loop:
         if plan.phase == "full":
             state.assignment = None
         elif plan.recluster:
-            self._recluster(plan)
+            self.reclustering.run(plan)
 
     def _plan(self) -> EpochPlan:
         told = self.cluster.plan(self.state.epoch).to_json() if self.leader else None
         plan = EpochPlan.from_json(distributed.broadcast_json(told))
         assert plan.widths == self.state.partition.widths, "the controller plans another partition than the ranks train"
         return plan
-
-    def _recluster(self, plan: EpochPlan) -> None:
-        self.recorder.phase("clustering", len(self.train_split))
-        before, began = self.state.assignment, time.monotonic()
-        version = self.state.epoch  # one recluster per epoch at most, so its number is a version that never repeats
-        with distributed.stage("clustering", at_most_s=self.options.cluster_timeout_s):
-            result = self.cluster.recluster(version, plan.num_subspaces, self.options.seed, self._features())
-        self._share_bad_images()
-        rule = RepairRule(self.options.min_cluster_size, self.options.min_cluster_classes)
-        labels = self.train_split.labels
-        now = from_clusters(result, len(labels), plan.num_subspaces, before, labels, rule)
-        if before is None or now.num_subspaces > before.num_subspaces:
-            self.objective.divide(parents(now, before))
-        self.state.assignment = now
-        self._record_recluster(before, result, time.monotonic() - began)
-
-    def _share_bad_images(self) -> None:
-        """Have every rank know the images that any has replaced: together they may be too many."""
-        split = self.train_split
-        if distributed.any_rank(bool(split.bad)):
-            for rows in distributed.gather_arrays(np.array(sorted(split.bad), dtype=np.int64)):
-                others = {int(row): "Another rank met a bad image." for row in rows if row not in split.bad}
-                split.admit(others, tell=False)
-
-    def _record_recluster(self, before: Assignment | None, result: Any, seconds: float) -> None:
-        now = self.state.assignment
-        assert now is not None
-        stability = None if before is None else now.nmi_to(before)
-        self.recorder.event(
-            "recluster",
-            self.state,
-            version=now.version,
-            num_subspaces=now.num_subspaces,
-            counts=now.counts.tolist(),
-            nmi_to_previous=stability,
-            iterations=int(result.iterations),
-            seconds=round(seconds, 3),
-        )
-
-    def _features(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with self.engine.averaged():
-            for rows, embedded in evaluate.embed_blocks(self.engine.model, self.train_split, self.embed_options):
-                if self.options.cluster_features == "embedding":
-                    features = self.state.partition.normalize(embedded.vectors.float())
-                else:
-                    features = embedded.features.float()
-                if not (features.abs() < MAX_MAGNITUDE).all():  # nor is NaN
-                    raise NonFinite(f"the features of image {int(rows[0])} or later ones {self._diverged}")
-                yield rows, features.cpu().numpy()
 
     # -- the steps of an epoch
 
@@ -273,13 +215,6 @@ class Loop:
         keep = dropout_keep(self.options.seed, self.state.step, ids, head.num_features, head.dropout)
         return keep.to(self.engine.device, non_blocking=True)
 
-    @property
-    def _diverged(self) -> str:
-        return (
-            f"are not finite after step {self.state.step}: the weights have diverged; the newest checkpoint is from"
-            " before it; lower optim.lr"
-        )
-
     def _non_finite(self, cause: str, rows: np.ndarray) -> None:
         """Count a step that no rank has applied, or stop all ranks; `cause` is what was not finite."""
         state, options = self.state, self.options
@@ -298,7 +233,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         state = self.state
-        self._share_bad_images()
+        share_bad_images(self.train_split)
         scores = self._validate()
         change = self._report(scores)
         if isinstance(change, Growth):
@@ -319,7 +254,7 @@ class Loop:
             embedded = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)
         vectors = embedded["vectors"]
         if not np.isfinite(vectors).all():  # every rank has all of them
-            raise NonFinite(f"the vectors of the validation split {self._diverged}")
+            raise NonFinite(diverged("the vectors of the validation split", state.step))
         found = None
         if self.leader:
             found = evaluate.scores(

@@ -85,16 +85,15 @@ def spoiled_more(shards: Path) -> set[int]:
 def _share(shards: str, bad: list[list[int]], allowed: float) -> tuple[set[int], str]:
     """Be a rank that met its own bad rows; return what it knows after the exchange, and the error."""
     from trainer import distributed
-    from trainer.loop import Loop
+    from trainer.reclustering import share_bad_images
 
-    loop = Loop.__new__(Loop)
-    loop.train_split = open_shards(shards).split("train", partial(TrainingReader, max_corrupt=allowed))
-    loop.train_split.admit(dict.fromkeys(bad[distributed.rank()], "met here"))
+    split = open_shards(shards).split("train", partial(TrainingReader, max_corrupt=allowed))
+    split.admit(dict.fromkeys(bad[distributed.rank()], "met here"))
     try:
-        loop._share_bad_images()
+        share_bad_images(split)
     except Exception as error:
-        return set(loop.train_split.bad), str(error)
-    return set(loop.train_split.bad), ""
+        return set(split.bad), str(error)
+    return set(split.bad), ""
 
 
 def test_d5_ranks_count_together(record: Any, digits: Path) -> None:

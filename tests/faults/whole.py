@@ -18,7 +18,7 @@ import psutil
 from tests.runs import ROOT, content_hash, disturbed, events, find, status, steps, wait_until
 
 CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
-STEP, SAVE, RECLUSTER = "trainer.loop:Loop._step", "trainer.loop:Loop._save", "trainer.loop:Loop._recluster"
+STEP, SAVE, RECLUSTER = "trainer.loop:Loop._step", "trainer.keeper:Keeper.save", "trainer.reclustering:Reclustering.run"
 GROW, JOIN = "trainer.loop:Loop._grow", "trainer.distributed:initialise"
 GATHER, COMMIT = "trainer.distributed:gather_rows", "trainer.checkpoint:sha256_of"
 RESUME = "trainer.checkpoint:CheckpointStore.newest_valid"
