@@ -27,15 +27,21 @@ def clustering_scores(
 
     `vectors` (N, D), `labels` (N,); the number of clusters is the number of classes that occur.
     """
-    features = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
     classes = np.asarray(torch.as_tensor(labels).cpu())
-    num_clusters = len(np.unique(classes))
-    # numpy's screen is the fastest on one thread at these sizes (benchmarks/kmeans.py); labels are the same for all.
-    found = [kmeans(features, num_clusters, seed, num_iterations, backend="numpy").labels for seed in range(seeds)]
+    found = clusterings(vectors, len(np.unique(classes)), seeds, num_iterations)
     return {
         "nmi": _spread([normalized_mutual_info_score(classes, each) for each in found]),
         "ami": _spread([adjusted_mutual_info_score(classes, each) for each in found]),
     }
+
+
+def clusterings(
+    vectors: Array | torch.Tensor, num_clusters: int, seeds: int = 10, num_iterations: int = 100
+) -> list[Array]:
+    """Return (N,) cluster numbers of k-means runs with seeds 0 .. seeds - 1 on (N, D) vectors."""
+    features = np.ascontiguousarray(torch.as_tensor(vectors).detach().cpu().numpy(), dtype=np.float32)
+    # numpy's screen is the fastest on one thread at these sizes (benchmarks/kmeans.py); labels are the same for all.
+    return [kmeans(features, num_clusters, seed, num_iterations, backend="numpy").labels for seed in range(seeds)]
 
 
 def _spread(values: list[float]) -> dict[str, float]:

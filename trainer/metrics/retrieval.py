@@ -38,23 +38,42 @@ def retrieval_scores(
     anything to find.
     """
     classes = np.asarray(labels)
-    space = Space(vectors, groups)
-    if len(classes) != space.num_samples:
-        raise ValueError(f"{space.num_samples} vectors but {len(classes)} labels")
-    parts = [_chunk_scores(space, classes, part, removed, tuple(recall_at)) for part, removed in space.chunks(chunk)]
-    num_relevant = np.concatenate([part["num_relevant"] for part in parts]) if parts else np.zeros(0)
-    asked = num_relevant > 0
+    found = query_scores(vectors, classes, groups=groups, recall_at=recall_at, chunk=chunk)
+    asked = found["num_relevant"] > 0
     if not asked.any():
         raise UserError("No sample has another of its class to find; retrieval needs classes of at least two samples.")
-    values = {name: np.concatenate([part[name] for part in parts])[asked] for name in parts[0]}
+    values = {name: each[asked] for name, each in found.items()}
     return {
         "recall": {str(k): float(values[f"recall_{k}"].mean()) for k in recall_at},
         "macro_recall_at_1": _macro(values["nearest"], classes[asked]),
         "map_at_r": float(values["map_at_r"].mean()),
         "r_precision": float(values["r_precision"].mean()),
         "num_lone_queries": int((~asked).sum()),
-        "num_samples": space.num_samples,
+        "num_samples": len(classes),
     }
+
+
+def query_scores(
+    vectors: Array | torch.Tensor,
+    labels: Array | torch.Tensor,
+    *,
+    groups: Array | None = None,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    chunk: int = 1024,
+) -> dict[str, Floats]:
+    """Return (N,) values of every query, whose means over queries are the scores: "recall_K" of `recall_at`,
+    "map_at_r", "r_precision", "nearest" (is the first neighbour right?) and "num_relevant".
+
+    Those of lone queries, which have no relevant item, mean nothing. Arguments are those of `retrieval_scores`.
+    """
+    classes = np.asarray(labels)
+    space = Space(vectors, groups)
+    if len(classes) != space.num_samples:
+        raise ValueError(f"{space.num_samples} vectors but {len(classes)} labels")
+    parts = [_chunk_scores(space, classes, part, removed, tuple(recall_at)) for part, removed in space.chunks(chunk)]
+    if not parts:
+        return {"num_relevant": np.zeros(0)}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _chunk_scores(

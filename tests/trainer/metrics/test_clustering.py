@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.kmeans import kmeans
-from trainer.metrics.clustering import clustering_scores
+from trainer.metrics.clustering import clustering_scores, clusterings
 
 
 def blobs(spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,3 +36,11 @@ def test_separate_blobs_score_one_and_shuffled_labels_nothing() -> None:
     found = clustering_scores(vectors, shuffled, seeds=1)
     assert found["ami"]["mean"] == pytest.approx(0, abs=0.03)
     assert found["nmi"]["mean"] > found["ami"]["mean"]
+
+
+def test_clusterings_are_those_that_are_scored() -> None:
+    vectors, labels = blobs(4.0)
+    each = clusterings(vectors, 4, seeds=3)
+    assert [found.shape for found in each] == [(200,)] * 3
+    mean = np.mean([written_out_nmi(labels, found) for found in each])
+    assert clustering_scores(vectors, labels, seeds=3)["nmi"]["mean"] == pytest.approx(mean)

@@ -10,7 +10,7 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from data_shards.errors import UserError
-from trainer.metrics.retrieval import retrieval_scores
+from trainer.metrics.retrieval import query_scores, retrieval_scores
 
 
 def sample(size: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,8 @@ def by_brute_force(query: Any, k: int, reference: Any, ref_includes_query: bool)
     return torch.sort(distances, dim=1, stable=True).values[:, :k], distances.argsort(dim=1, stable=True)[:, :k]
 
 
-def slow_scores(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+def slow_rows(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> list[dict[str, float]]:
+    """Return what each query that has something to find gets, by its definition."""
     size, wide = len(labels), vectors.astype(np.float64)
     rows: list[dict[str, float]] = []
     for i in range(size):
@@ -40,9 +41,13 @@ def slow_scores(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | No
         hits = [labels[j] == labels[i] for j in order]
         precision = [sum(hits[: r + 1]) / (r + 1) * hits[r] for r in range(relevant)]
         row = {str(k): float(any(hits[:k])) for k in (1, 2, 4, 8)}
-        rows.append(
-            {**row, "label": labels[i], "map": sum(precision) / relevant, "rp": sum(hits[:relevant]) / relevant}
-        )
+        row |= {"query": i, "label": labels[i], "map": sum(precision) / relevant, "rp": sum(hits[:relevant]) / relevant}
+        rows.append(row)
+    return rows
+
+
+def slow_scores(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    size, rows = len(labels), slow_rows(vectors, labels, groups)
     per_class = [np.mean([row["1"] for row in rows if row["label"] == c]) for c in {row["label"] for row in rows}]
     return {
         "recall": {k: np.mean([row[k] for row in rows]) for k in ("1", "2", "4", "8")},
@@ -101,3 +106,15 @@ def test_the_chunk_changes_nothing_and_duplicates_are_ordered() -> None:
     whole = retrieval_scores(vectors, labels)
     assert all(retrieval_scores(torch.from_numpy(vectors), labels, chunk=chunk) == whole for chunk in (1, 17, 64))
     assert_same(whole, slow_scores(vectors, labels, None))
+
+
+def test_values_of_queries_are_those_of_a_slow_loop() -> None:
+    vectors, labels = sample(60, 12, seed=5)
+    groups = np.array([f"patient{i % 20}" for i in range(60)])
+    found, rows = query_scores(vectors, labels, groups=groups, chunk=7), slow_rows(vectors, labels, groups)
+    assert np.flatnonzero(found["num_relevant"]).tolist() == [row["query"] for row in rows]
+    names = {"recall_1": "1", "recall_8": "8", "nearest": "1", "map_at_r": "map", "r_precision": "rp"}
+    for ours, theirs in names.items():
+        for row in rows:
+            assert found[ours][int(row["query"])] == pytest.approx(row[theirs]), ours
+    assert query_scores(np.zeros((0, 3)), np.zeros(0))["num_relevant"].shape == (0,)
