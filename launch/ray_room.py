@@ -72,5 +72,15 @@ def check_room(config: RunConfig, nodes: Sequence[Resources]) -> None:
             raise NoRoom(f"no node of the cluster holds a {what} of {_words(resources)}; {_ADVICE}")
 
 
+def check_node(resources: Resources, nodes: Sequence[Resources], what: str) -> None:
+    """Raise NoRoom where no node, were it idle, holds what a single task asks for."""
+    if not any(_holds(node, resources) for node in nodes):
+        largest = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes) or "nothing"
+        raise NoRoom(
+            f"{what}: no node holds {_words(resources)}, the nodes have {largest}; lower launch.nproc, launch.threads"
+            " or ray.gpus_per_worker"
+        )
+
+
 def _holds(node: Resources, resources: Resources) -> bool:
     return all(node.get(name, 0.0) >= amount for name, amount in resources.items())

@@ -78,14 +78,20 @@ def _is_free(name: str) -> bool:
 
 
 def _check_same(run: Path, config: RunConfig) -> None:
-    stored = stored_config(run).model_dump(mode="json")
-    given = config.model_dump(mode="json")
-    changed = [name for name in _leaves(stored, given) if not _is_free(name) and _at(stored, name) != _at(given, name)]
-    if changed:
+    if changed := difference(run, config):
         raise UserError(
-            f"{run} was made with another configuration: {changed[0]} was {_at(stored, changed[0])!r}, now"
-            f" {_at(given, changed[0])!r}; use another --run-dir, or the stored {run / 'config.yaml'}"
+            f"{run} was made with another configuration: {changed}; use another --run-dir, or the stored"
+            f" {run / 'config.yaml'}"
         )
+
+
+def difference(run: Path, config: RunConfig) -> str:
+    """Return what must stay the same and is not as in the used folder: "optim.lr was 0.1, now 0.2"; "" if nothing."""
+    stored, given = stored_config(run).model_dump(mode="json"), config.model_dump(mode="json")
+    for name in _leaves(stored, given):
+        if not _is_free(name) and _at(stored, name) != _at(given, name):
+            return f"{name} was {_at(stored, name)!r}, now {_at(given, name)!r}"
+    return ""
 
 
 def _leaves(*trees: dict[str, Any]) -> list[str]:

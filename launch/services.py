@@ -80,7 +80,7 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         yield
         return
     with ExitStack() as ends:
-        address = ends.enter_context(_ray(config, run, None if _given_address(config) else LOOPBACK))
+        address = ends.enter_context(ray_at(given := _given_address(config), run, None if given else LOOPBACK))
         ends.enter_context(_actors(config, run, world_size))
         os.environ[ADDRESS] = address
         ends.callback(os.environ.pop, ADDRESS, None)
@@ -88,14 +88,13 @@ def started(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _ray(config: RunConfig, run: Path, node_ip: str | None) -> Iterator[str]:
-    """Start a Ray, or join the one that the configuration or RAY_ADDRESS names; yield its address.
+def ray_at(address: str | None, folder: Path, node_ip: str | None) -> Iterator[str]:
+    """Start a Ray (None), or join the one at `address`; yield its address. A token of its own lies in `folder`.
 
     `node_ip` is this machine's address for the others; None: whatever Ray finds.
     """
-    address = _given_address(config)
     refuse_open_ray(address or node_ip or socket.gethostname())
-    _authenticate(run, make_token=address is None)
+    _authenticate(folder, make_token=address is None)
     from cluster import ray_session  # after: Ray reads the authentication mode once, when it is imported
 
     session = ray_session.ensure_ray(address, node_ip=node_ip)
@@ -103,7 +102,7 @@ def _ray(config: RunConfig, run: Path, node_ip: str | None) -> Iterator[str]:
         yield session.address
     finally:
         session.close()
-        (run / TOKEN_FILE).unlink(missing_ok=True)
+        (folder / TOKEN_FILE).unlink(missing_ok=True)
 
 
 def _given_address(config: RunConfig) -> str | None:
@@ -144,7 +143,7 @@ def _assemble(config: RunConfig, run: Path, ends: ExitStack) -> str:
     address = None
     with distributed.stage("start of Ray"):
         if distributed.rank() == 0:
-            address = ends.enter_context(_ray(config, run, node_ip=head_ip))
+            address = ends.enter_context(ray_at(_given_address(config), run, node_ip=head_ip))
         address = str(distributed.broadcast_json(address))
         if _given_address(config) is None:
             _add_machine(config, run, address, node_ip, ends)

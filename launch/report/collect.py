@@ -101,7 +101,7 @@ def _read_run(path: Path) -> Run:
     """
     status = read_status(path)
     config_text = _text(path / "config.yaml")
-    metrics = list(_records(path / "metrics.jsonl"))
+    metrics = list(records(path / "metrics.jsonl"))
     return Run(
         path=path,
         status=status,
@@ -110,7 +110,7 @@ def _read_run(path: Path) -> Run:
         env=json.loads(_text(path / "env.json") or "{}"),
         steps=_last_of([m for m in metrics if "loss" in m and "step" in m], "step"),
         epochs=_last_of([m for m in metrics if m.get("validation")], "epoch"),
-        events=list(_records(path / "events.jsonl")),
+        events=list(records(path / "events.jsonl")),
         evaluations={e.split: e for e in _evaluations(path / "evaluation")},
     )
 
@@ -131,7 +131,7 @@ def _mapping(path: Path, text: str) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def _records(path: Path) -> Iterator[Record]:
+def records(path: Path) -> Iterator[Record]:
     """Yield JSON lines; a line that a crash cut short is left out."""
     for line in _text(path).splitlines():
         try:
@@ -150,16 +150,26 @@ def _last_of(records: list[Record], name: str) -> list[Record]:
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:
     for split in SPLITS:
-        path = folder / f"{split}.json"
-        if not path.exists():
-            continue
-        try:
-            scores = json.loads(_text(path))
-        except (ValueError, RecursionError) as error:
-            raise DataIntegrityError(f"{path} is damaged ({error}); run `subspace evaluate` again") from None
-        if not isinstance(scores, dict):
-            raise DataIntegrityError(f"{path} holds no scores; run `subspace evaluate` again")
-        yield Evaluation(split, scores, _arrays(folder / f"{split}.safetensors"))
+        scores = read_scores(folder / f"{split}.json")
+        if scores is not None:
+            yield Evaluation(split, scores, _arrays(folder / f"{split}.safetensors"))
+
+
+def read_scores(path: Path) -> Record | None:
+    """Return the scores in evaluation/SPLIT.json, None when there are none.
+
+    Raises:
+        DataIntegrityError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        scores = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataIntegrityError(f"{path} is damaged ({error}); run `subspace evaluate` again") from None
+    if not isinstance(scores, dict):
+        raise DataIntegrityError(f"{path} holds no scores; run `subspace evaluate` again")
+    return scores
 
 
 def _arrays(path: Path) -> Arrays | None:
