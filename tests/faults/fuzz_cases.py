@@ -64,7 +64,8 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 DEFAULTS = checked({"data": {"shards": "x"}}, "").model_dump(mode="json")
 SCHEMA = list(leaves(DEFAULTS))
-SHIPPED = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").rglob("*.yaml"))]
+FILES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "compare"]  # sweeps
+SHIPPED = [yaml.safe_load(path.read_text()) for path in FILES]
 
 
 def put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
