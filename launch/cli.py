@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
+from launch.cli_compare import compare
 from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
 from launch.cli_submit import Words, submit
@@ -162,6 +163,7 @@ def ray_job(run: Positional[Path], /) -> int:
     return drive(run)
 
 
+app.command(compare)
 app.command(segment)
 app.command(explain)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
