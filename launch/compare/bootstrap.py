@@ -6,8 +6,8 @@ are scored on the same draws: that is the pairing.
 
 Scores of retrieval are means over queries, so a resample re-weights the values of the queries; galleries stay whole.
 NMI and AMI are computed anew from the resampled contingency table. Its duplicates look like agreement, so resampled
-values lie too high, the more the looser the clusters; the interval is therefore moved to the estimate, by which it is
-freed of that bias (to first order). AMI takes its expected mutual information from the whole split: computing it for
+values lie too high, the more the looser the clusters; those of a run are therefore moved by as much as their mean lies
+above its score. AMI takes its expected mutual information from the whole split: computing it for
 every resample costs a thousand times as much.
 
 Legend: N images, B resamples, b resamples of a chunk, S seeds, P pairs of class and cluster that occur.
@@ -40,12 +40,10 @@ class Interval:
     num_seeds: int
 
 
-def interval(other: Floats, reference: Floats, difference: float, metric: str, num_seeds: int) -> Interval:
+def interval(other: Floats, reference: Floats, difference: float, num_seeds: int) -> Interval:
     """Return the percentile interval of the (B,) resampled scores of a method less those of the reference."""
-    resampled = other - reference
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    bias = float(resampled.mean()) - difference if metric in CLUSTERING else 0.0
-    return Interval(difference, float(low) - bias, float(high) - bias, num_seeds)
+    low, high = np.quantile(other - reference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(difference, float(low), float(high), num_seeds)
 
 
 def paired(runs: Sequence[Queries]) -> bool:
@@ -66,7 +64,7 @@ def resampled_scores(
     seeds = sorted(runs)
     size = len(runs[seeds[0]].labels)
     drawn = generator("compare seeds", key, *seeds).integers(len(seeds), size=(num_resamples, len(seeds)))
-    totals = {metric: np.zeros(num_resamples) for metric in metrics}
+    found = {metric: np.zeros(drawn.shape) for metric in metrics}
     chunk = max(1, _CELLS // size)
     for slot in range(len(seeds)):
         for start in range(0, num_resamples, chunk):
@@ -74,11 +72,14 @@ def resampled_scores(
             counts = _counts(generator("compare images", key, slot, start), len(part), size)
             for number, seed in enumerate(seeds):
                 which = np.flatnonzero(part == number)
-                if len(which):
-                    found = scores(runs[seed], counts[which], metrics)
-                    for metric in metrics:
-                        totals[metric][start + which] += found[metric]
-    return {metric: total / len(seeds) for metric, total in totals.items()}
+                for metric, values in scores(runs[seed], counts[which], metrics).items():
+                    found[metric][start + which, slot] = values
+    for metric in set(metrics) & set(CLUSTERING):
+        for number, seed in enumerate(seeds):
+            of_run = found[metric][drawn == number]
+            whole = scores(runs[seed], np.ones((1, size), dtype=np.int64), [metric])[metric][0]
+            found[metric][drawn == number] = of_run - (of_run.mean() - whole) if of_run.size else of_run
+    return {metric: values.mean(axis=1) for metric, values in found.items()}
 
 
 def _counts(draws: np.random.Generator, number: int, size: int) -> Ints:
@@ -90,13 +91,14 @@ def _counts(draws: np.random.Generator, number: int, size: int) -> Ints:
 
 def scores(run: Queries, counts: Ints, metrics: Sequence[str]) -> dict[str, Floats]:
     """Return (b,) scores per metric of resamples that hold image i counts[., i] times; counts (b, N)."""
+    clustering = _clustering(run, counts) if set(metrics) & set(CLUSTERING) else {}
     found = {}
-    if set(metrics) & set(CLUSTERING):
-        found.update(_clustering(run, counts))
     for metric in metrics:
-        if metric == "macro_recall_at_1":
+        if metric in CLUSTERING:
+            found[metric] = clustering[metric]
+        elif metric == "macro_recall_at_1":
             found[metric] = _macro(run, counts)
-        elif metric not in CLUSTERING:
+        else:
             found[metric] = _mean(run.values[metric.replace("recall_at", "recall")], run.asked, counts)
     return found
 
@@ -116,7 +118,7 @@ def _macro(run: Queries, counts: Ints) -> Floats:
 
 def _clustering(run: Queries, counts: Ints) -> dict[str, Floats]:
     """NMI (arithmetic mean of the entropies) and AMI, each the mean over the run's clusterings."""
-    total = int(counts[0].sum())
+    total = len(run.labels)
     sizes = np.arange(total + 1, dtype=np.float64)
     share = sizes / total
     terms = -share * np.log(np.where(sizes > 0, share, 1.0))  # what a group of c images adds to an entropy

@@ -159,5 +159,5 @@ def _differences(
         values, base = scores[method][metric].values, scores[sweep.reference][metric].values
         difference = sum(values[seed] - base[seed] for seed in seeds) / len(seeds)
         own, its = memory[method, seeds][metric], memory[sweep.reference, seeds][metric]
-        found[metric] = interval(own, its, difference, metric, len(seeds))
+        found[metric] = interval(own, its, difference, len(seeds))
     return found

@@ -33,7 +33,7 @@ def difference_caption(sweep: Sweep) -> str:
         f" {RESAMPLES:,} resamples."
     )
     if {"nmi", "ami"} & set(sweep.metrics):
-        text += " Of NMI and AMI the interval is centred on the difference, since duplicates in resamples look like"
+        text += " NMI and AMI of a run's resamples are centred on its score, since duplicates in resamples look like"
         text += " agreement; AMI takes what is expected by chance from the whole split."
     return text.replace("%", "\N{NO-BREAK SPACE}%")
 

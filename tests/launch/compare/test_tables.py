@@ -33,7 +33,7 @@ Mean ± sample standard deviation over seeds 0, 1; bold: best, italic or underli
 | single (1 of 2 seeds) | 0.300 ± – | 0.700 ± – | 1 | 1,200 | 2 min |
 
 Difference to ADSL with its 95\N{NO-BREAK SPACE}% interval: paired bootstrap over seeds, and images within a seed,\
- 2,000 resamples. Of NMI and AMI the interval is centred on the difference, since duplicates in resamples look like\
+ 2,000 resamples. NMI and AMI of a run's resamples are centred on its score, since duplicates in resamples look like\
  agreement; AMI takes what is expected by chance from the whole split.
 
 | method | NMI | recall@1 |
