@@ -24,6 +24,7 @@ from launch.status import known_status
 LOG = "logs/launch.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_S = 0.1
+_TAIL_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -110,24 +111,22 @@ def _concluded(end: Ended, outcome: Outcome) -> str:
 
 
 def _reason(end: Ended) -> str:
-    """Return why a run failed: what its launcher said last, else what its status says, else how its process ended."""
-    return (
-        _last_words(end.cell.run / LOG)
-        or known_status(end.cell.run).get("reason")
-        or end.reason
-        or (f"killed by signal {-end.code}" if end.code < 0 else f"exit code {end.code}")
-    )
-
-
-def _last_words(log: Path) -> str | None:
-    """Return the sentence with which `subspace train` ended."""
-    if not log.exists():
-        return None
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65_536))
-        lines = file.read().decode(errors="replace").splitlines()
+    """Return why a run failed: the sentence of its launcher, else its status, else how its process ended."""
+    lines = _last_lines(end.cell.run / LOG)
     said = [line.removeprefix("subspace: ") for line in lines if line.startswith("subspace: ")]
-    return said[-1] if said else None
+    known = said[-1] if said else known_status(end.cell.run).get("reason") or end.reason
+    how = f"killed by signal {-end.code}" if end.code < 0 else f"exit code {end.code}"
+    return str(known) if known else ": ".join([how, *lines[-1:]])
+
+
+def _last_lines(log: Path) -> list[str]:
+    """Return the last lines of a log that are not empty."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 @contextmanager

@@ -97,7 +97,8 @@ def test_a_failed_run_does_not_end_the_others(found: list[Cell]) -> None:
     ("log", "code", "reason"),
     [
         ("a\nsubspace: the disk is full\n", 2, "the disk is full"),
-        ("Segmentation fault\n", -11, "killed by signal 11"),
+        ("SyntaxError: invalid syntax\n\n", 1, "exit code 1: SyntaxError: invalid syntax"),
+        ("", -11, "killed by signal 11"),
         ("", 1, "exit code 1"),
     ],
 )
