@@ -115,11 +115,13 @@ def check(found: list[Cell], split: str, build_shards: bool) -> None:
 
 
 def _check_without_shards(config: RunConfig) -> None:
-    from launch import build
+    from launch import build, objective
 
     build.check_components(config)
+    objective.check_names(config)
     build.check_world_size(config, config.launch.nproc)
     build.model(config)
+    objective.build_objective(config, num_classes=2)  # how many there will be changes shapes only
 
 
 def _check_split(config: RunConfig, split: str) -> None:
