@@ -217,6 +217,8 @@ class Loop:
 
     def _non_finite(self, cause: str, rows: np.ndarray) -> None:
         """Count a step that no rank has applied, or stop all ranks; `cause` is what was not finite."""
+        with distributed.stage("agreement that a step is not finite"):
+            distributed.barrier()  # a peer that is gone has sent rubbish: that must not end the run for good
         state, options = self.state, self.options
         ids = self.train_split.sample_ids[rows].tolist()
         said = f"{cause} not finite at step {state.step} (samples {ids[:8]}...)"
