@@ -16,6 +16,7 @@ from tests.faults.whole import CONFIG, same
 from tests.runs import ROOT, content_hash, events, status, steps, subspace
 from trainer import miners
 from trainer.losses.margin import margin_loss
+from trainer.objectives.learners import Learners
 from trainer.objectives.subspace import SubspaceObjective
 from trainer.subspaces.partition import SubspacePartition
 
@@ -173,13 +174,14 @@ def degenerate() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def test_n5_degenerate_vectors(record: Recorder) -> None:
-    finite = 0
+    finite, partition = 0, SubspacePartition((8, 8))
+    learners = Learners(lambda *_: margin_loss, torch.optim.Adam, 1e-3, partition)
     for vectors, labels in degenerate().values():
         for miner in (miners.all_triplets, miners.nearest_beyond_cutoff, miners.distance_weighted):
             for block in (None, 1):
                 leaf = vectors.clone().requires_grad_()
-                objective = SubspaceObjective(margin_loss, miner, seed=0)
-                (update,) = objective.updates(leaf, labels, SubspacePartition((8, 8)), block, step=0)
+                objective = SubspaceObjective(learners, miner, seed=0)
+                (update,) = objective.updates(leaf, labels, partition, block, step=0)
                 update.loss.backward()
                 assert update.loss.isfinite()
                 assert leaf.grad is not None

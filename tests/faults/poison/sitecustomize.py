@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ def poison_batch(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
 
 
 def poison_loss(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
-    objective, loss = loop.objective, loop.objective.loss
-    objective.loss = lambda *arguments: loss(*arguments) * float("inf")
-    undo.append(lambda: setattr(objective, "loss", loss))
+    objective, updates = loop.objective, loop.objective.updates
+
+    def poisoned(*arguments: Any) -> Iterator[Any]:
+        for update in updates(*arguments):
+            update.loss = update.loss * float("inf")
+            yield update
+
+    objective.updates = poisoned
+    undo.append(lambda: setattr(objective, "updates", updates))
 
 
 def poison_layer(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
@@ -39,8 +46,8 @@ def poison_layer(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
 def poison_sum(loop: Any, batch: Any, undo: list[Any], marker: Path) -> None:
     engine, backward = loop.engine, loop.engine.backward
 
-    def poisoned(loss: Any) -> None:
-        backward(loss)
+    def poisoned(loss: Any, *beside: Any) -> None:
+        backward(loss, *beside)
         next(engine.model.backbone.parameters()).grad.view(-1)[3] = float("nan")
 
     engine.backward = poisoned
