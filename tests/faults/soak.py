@@ -38,6 +38,7 @@ WORDS = (
     "checkpoint.every_steps=10",
     "cluster.recluster_every=2",
     "growth.max_subspaces=4",
+    "launch.max_restarts=30",  # a fault every 20 s is no sign of a run that gets nowhere
     "evaluate.nmi_seeds=1",
     "launch.timeout_s=20",
     "cluster.timeout_s=60",
