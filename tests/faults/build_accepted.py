@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from data_shards.errors import UserError
-from launch import build
+from launch import build, objective
 from launch.config import RunConfig, checked
 from trainer.optim import OPTIMISERS, parameter_groups
 
@@ -22,8 +22,10 @@ BIGGEST = 4096  # of numbers that take memory: the sample is about kinds, not ab
 def parts(config: RunConfig) -> None:
     build.check_components(config)
     build.check_world_size(config, 1)
-    for make in (build.transform, build.batch_rule, build.growth_policy, build.plan_config, build.objective):
+    objective.check_names(config)
+    for make in (build.transform, build.batch_rule, build.growth_policy, build.plan_config):
         make(config)
+    objective.build_objective(config, num_classes=3)
     build.controller_config(config)
     build.embed_options(config)
     build.loop_options(config, None)

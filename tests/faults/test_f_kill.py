@@ -34,6 +34,7 @@ SEEDS = range(10)
 LONG = ("train.steps_per_epoch=30",)  # so that two kills find it running
 
 
+@pytest.mark.matrix
 def test_f1_one_killed_rank_with_ray(digits: Path, undisturbed: Path, tmp_path: Path, record: Recorder) -> None:
     run = tmp_path / "run"
     draw, kills = random.Random(0), []

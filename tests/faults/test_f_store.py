@@ -64,7 +64,8 @@ def restarts(folder: Path, own_store: bool, timeout_s: float) -> int | None:
     return max(attempts) - 1 if code == 0 else None
 
 
-@pytest.mark.parametrize("trials", [pytest.param(2), pytest.param(TRIALS, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("trials", [TRIALS])
 def test_f10_one_kill_costs_one_restart_with_a_store_for_each(trials: int, tmp_path: Path, record: Recorder) -> None:
     found = [restarts(tmp_path / str(trial), own_store=True, timeout_s=120) for trial in range(trials)]
     assert found == [1] * trials

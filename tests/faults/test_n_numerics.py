@@ -54,7 +54,8 @@ def fired(folder: Path, what: str) -> list[tuple[int, int]]:
     )
 
 
-@pytest.mark.parametrize("deterministic", [True, pytest.param(False, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("deterministic", [True, False])
 def test_n1_four_places_on_one_rank_are_left_out_by_all(
     deterministic: bool, digits: Path, tmp_path: Path, record: Recorder
 ) -> None:
