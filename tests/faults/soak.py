@@ -91,14 +91,17 @@ class Storm:
         return time.monotonic() - began
 
     def _through(self, launcher: subprocess.Popen[bytes], until: float) -> int:
-        """Disturb one launch until it ends, or ask it to end when time is up; return its exit code."""
-        due = time.monotonic() + self.draw.expovariate(1 / MEAN_S)
+        """Disturb one launch until it ends, or ask it to end when time is up; return its exit code.
+
+        A launch that begins when time is up has to take a step first: younger ones know no signals yet.
+        """
+        due, before = time.monotonic() + self.draw.expovariate(1 / MEAN_S), reached(self.run)
         while launcher.poll() is None:
             self._look()
             if time.monotonic() >= min(due, until):
                 if due < until:
                     self._strike(psutil.Process(launcher.pid))
-                else:
+                elif reached(self.run) > before:
                     launcher.send_signal(signal.SIGTERM)
                     launcher.wait()
                 due = time.monotonic() + self.draw.expovariate(1 / MEAN_S)
