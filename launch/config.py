@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_shards.errors import UserError, nearest_of
+from launch.mistakes import validated
 from launch.overrides import environment_overrides, is_set, parse_overrides, set_at
-from launch.plain_values import check_values, short
 from launch.yaml_file import read
 
 Resume = Literal["auto", "never", "must"]
@@ -312,33 +311,7 @@ def stored_config(run: Path) -> RunConfig:
 
 def checked(tree: dict[str, Any], where: str) -> RunConfig:
     """Return the configuration in `tree`, or raise a UserError whose one sentence names the first mistake."""
-    try:
-        check_values(tree, ())
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = short(".".join(str(part) for part in first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{name}'{nearest_of(str(first['loc'][-1]), _keys_beside(first['loc']))}"
-    if first["type"] == "missing":
-        return f"'{name}' is missing"
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    return f"'{name}': {first['msg'][0].lower() + first['msg'][1:]}, got {short(repr(first['input']))}"
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else None
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
+    return validated(RunConfig, tree, where)
 
 
 def dump_config(config: RunConfig) -> str:

@@ -11,15 +11,28 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from data_shards.errors import UserError, nearest_of
+from data_shards.errors import nearest_of
 from launch.config import SAFE_NAME, Section
-from launch.plain_values import check_values, short
+from launch.mistakes import validated
+from launch.plain_values import short
 from launch.yaml_file import read
 
 Retrieval = Literal["recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision"]
 Metric = Literal["nmi", "ami", "macro_recall_at_1", Retrieval]
+
+
+def _check_metrics(metrics: Any) -> Any:
+    known = [*get_args(Metric)]
+    for metric in metrics if isinstance(metrics, (list, tuple)) else ():
+        if isinstance(metric, str) and metric not in known:
+            guess = nearest_of(metric, known)
+            raise ValueError(f"unknown metric '{short(metric)}'{guess}; there are {', '.join(known)}")
+    return metrics
+
+
+Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_check_metrics)]
 Overrides = dict[str, Any]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 MAX_RUNS = 10_000
@@ -58,7 +71,7 @@ class Claim(Section):
     """Whether the reference keeps up with the best of some methods, without being chosen among as many."""
 
     against: tuple[str, ...] = ("mml*",)
-    metrics: tuple[Metric, ...] = ("nmi", "recall_at_1")
+    metrics: Metrics = ("nmi", "recall_at_1")
 
 
 class Sweep(Section):
@@ -67,7 +80,7 @@ class Sweep(Section):
     name: str = "compare"
     reference: str
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
-    metrics: tuple[Metric, ...] = Field(_DEFAULT, min_length=1)
+    metrics: Metrics = Field(_DEFAULT, min_length=1)
     split: Literal["auto", "validation", "test"] = "auto"
     datasets: dict[str, DatasetEntry] = Field(min_length=1)
     methods: dict[str, Overrides] = Field(min_length=1)
@@ -131,33 +144,4 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         UserError: anything wrong, in one sentence that names the key.
     """
-    tree = read(path)
-    try:
-        check_values(tree)
-        return Sweep.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = short(".".join(str(part) for part in first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{name}'{nearest_of(str(first['loc'][-1]), _keys_beside(first['loc']))}"
-    if first["type"] == "missing":
-        return f"'{name}' is missing"
-    if first["type"] == "value_error":
-        return (f"{name}: " if name else "") + str(first["ctx"]["error"])
-    if first["type"] == "literal_error" and "metrics" in first["loc"]:
-        guess = nearest_of(str(first["input"]), list(get_args(Metric)))
-        return f"'{name}': unknown metric {short(repr(first['input']))}{guess}; there are {', '.join(get_args(Metric))}"
-    return f"'{name}': {first['msg'][0].lower() + first['msg'][1:]}, got {short(repr(first['input']))}"
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known where an unknown one was found."""
-    sections: dict[str, type[BaseModel]] = {"datasets": DatasetEntry, "claim": Claim}
-    model = sections.get(str(location[0]), Sweep) if len(location) > 1 else Sweep
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return validated(Sweep, read(path), str(path))
