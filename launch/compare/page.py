@@ -6,15 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-from markupsafe import Markup
-
 from data_shards.files import write_text
 from launch.compare import figures, words
 from launch.compare.comparison import Block, Comparison
 from launch.compare.results import title
 from launch.compare.runner import command
-from launch.report.page import Gallery, Picture
+from launch.report import html
+from launch.report.html import Gallery, Picture
 from launch.report.tables import spoken
 from launch.yaml_file import read_text
 
@@ -23,25 +21,17 @@ def write(comparison: Comparison, sweep_path: Path) -> Path:
     """Write OUT/compare.html and OUT/plots/*.png; return the path of the page."""
     gallery = Gallery()
     page = render(comparison, sweep_path, gallery)
-    plots = comparison.out / "plots"
-    plots.mkdir(exist_ok=True)
-    for name, content in gallery.plots.items():
-        (plots / f"{name}.png").write_bytes(content)
+    gallery.save(comparison.out / "plots")
     write_text(comparison.out / "compare.html", page)
     return comparison.out / "compare.html"
 
 
 def render(comparison: Comparison, sweep_path: Path, gallery: Gallery) -> str:
     """Return the page; its figures are left in `gallery`."""
-    loader = PrefixLoader({"report": PackageLoader("launch", "report"), "compare": PackageLoader("launch", "compare")})
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    styles = ("report/report.css", "compare/compare.css")
-    css = "".join(environment.get_template(name).render() for name in styles)
     sweep = comparison.sweep
-    return environment.get_template("compare/compare.html.j2").render(
-        css=Markup(css),  # noqa: S704 - ours; no quote in it may be escaped
+    return html.render(
+        "compare/compare.html.j2",
+        ("report/report.css", "compare/compare.css"),
         name=sweep.name,
         lead=lead(comparison),
         caption=words.caption(sweep),

@@ -1,57 +1,19 @@
-"""Put the report together: figures, tables and pictures into one HTML file that needs nothing else.
-
-Every figure is embedded as an SVG image that follows the reader's light or dark page; wide ones have a second drawing
-for telephones. The same figures lie as PNG in RUN/plots.
-"""
+"""Put the report together: figures, tables and pictures into one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from data_shards.errors import intact
-from launch.report import figures, lineage, maps, panels, tables, theme, thumbnails
+from data_shards.files import write_text
+from launch.report import figures, html, lineage, maps, panels, tables, theme, thumbnails
 from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
+from launch.report.html import Gallery, Picture
 
-Draw = Callable[[float], Figure | None]  # width in inches -> figure, None when there is nothing to show
 MAX_CONFIG_CHARS = 200_000  # a config.yaml is a few kB; whatever else lies there must not make the page unopenable
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page: `caption` says what one sees, `alt` says it to those who do not see."""
-
-    name: str
-    uri: str
-    narrow_uri: str | None
-    alt: str
-    caption: str
-
-
-class Gallery:
-    """Draws figures, keeps their PNG for RUN/plots and hands out what the page embeds."""
-
-    def __init__(self) -> None:
-        self.plots: dict[str, bytes] = {}
-
-    def add(self, name: str, draw: Draw, alt: str, caption: str, wide: bool = False) -> Picture | None:
-        """Draw by `draw(width in inches)`; None when there is nothing to show."""
-        with theme.style():
-            figure = draw(figures.WIDE if wide else figures.NARROW)
-            if figure is None:
-                return None
-            self.plots[name] = theme.to_png(figure)
-            uri = theme.data_uri(theme.to_svg(figure), "svg+xml")
-            narrow = draw(figures.NARROW) if wide else None
-            narrow_uri = None if narrow is None else theme.data_uri(theme.to_svg(narrow), "svg+xml")
-        return Picture(name, uri, narrow_uri, alt, caption)
 
 
 def write_report(run: Path | str) -> Path:
@@ -65,31 +27,18 @@ def write_report(run: Path | str) -> Path:
     gallery = Gallery()
     with intact(f"the run in {record.path}"):
         page = render(record, gallery)
-    folder = record.path / "plots"
-    folder.mkdir(exist_ok=True)
-    for name, content in gallery.plots.items():
-        (folder / f"{name}.png").write_bytes(content)
-    target = record.path / "report.html"
-    temporary = target.with_name(f".report.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
-    return target
+    gallery.save(record.path / "plots")
+    write_text(record.path / "report.html", page)
+    return record.path / "report.html"
 
 
 def render(run: Run, gallery: Gallery) -> str:
     """Return the page as HTML; its figures are left in `gallery`."""
-    environment = Environment(
-        loader=PackageLoader("launch", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = maps.short
-    template = environment.get_template("report.html.j2")
     factors, information = tables.information_rows(run)
-    return template.render(
-        css=Markup(environment.get_template("report.css").render()),  # noqa: S704 - ours; no quote in it may be escaped
+    return html.render(
+        "report/report.html.j2",
+        ("report/report.css",),
+        short=maps.short,
         name=run.name,
         folder=run.path.resolve().name,
         command=tables.command(run),

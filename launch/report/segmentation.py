@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,9 +19,9 @@ from PIL import Image
 from data_shards import keyed
 from data_shards.evaluation import image_view
 from data_shards.files import write_text
-from launch.report import figures, theme
+from launch.report import figures, html, theme
+from launch.report.html import Gallery
 from launch.report.likeness import as_picture, show
-from launch.report.page import Gallery
 from launch.report.thumbnails import overlay
 from trainer.segmentation.protocol import Result
 
@@ -50,8 +48,7 @@ def write_pictures(found: Segmented, folder: Path, name: str) -> None:
     """Write overlays.png, dice.png and index.html, one page that needs nothing else."""
     gallery = Gallery()
     page = render(found, gallery, name)
-    for picture, content in gallery.plots.items():
-        (folder / f"{picture}.png").write_bytes(content)
+    gallery.save(folder)
     write_text(folder / "index.html", page)
 
 
@@ -73,15 +70,9 @@ def render(found: Segmented, gallery: Gallery, name: str) -> str:
         f"Best, median and worst images by the Dice of {NAMES[found.results[0].method.name]}. Blue: true outline;"
         " orange: predicted. Maps are brightest where their network looks, each scaled to its own range.",
     )
-    environment = Environment(
-        loader=PackageLoader("launch", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("segmentation.html.j2").render(
-        css=Markup(environment.get_template("report.css").render()),  # noqa: S704 - ours; no quote in it may be escaped
+    return html.render(
+        "report/segmentation.html.j2",
+        ("report/report.css",),
         name=name,
         lead=lead(scores),
         methods=[(NAMES[n], m) for n, m in scores["methods"].items()],

@@ -18,7 +18,8 @@ from launch.config import checked, dump_config, stored_config
 from launch.ledger import Ledger
 from launch.ray_submit import packed, unpacked
 from launch.report.collect import read_run
-from launch.report.page import Gallery, render
+from launch.report.html import Gallery
+from launch.report.page import render
 from launch.status import known_status, render_status, write_status
 from tests.launch.report.make_run import make_run
 from trainer.checkpoint import CheckpointStore
