@@ -38,11 +38,10 @@ def assemble(
     device = distributed.device()
     _, train, validation, _ = build.open_splits(config, partial(append_event, run, "quarantined"))
     network = build.model(config, device)
-    num_parameters = count_parameters(network)  # an engine may spread them over the ranks
+    # Counted here: an engine may spread them over the ranks.
+    parameters = f"{type(network.backbone).__name__}: {count_parameters(network):,} parameters"
     engine = build.engine(config, network, distributed.world_size())
-    identity = {"run": attempt.run_id, "config": run_folder.config_hash(config)}
-    fence = no_fence if attempt.lease is None else attempt.lease.committing
-    store = CheckpointStore(run / "checkpoints", config.checkpoint.keep, identity, fence)
+    store = _store(config, run, attempt)
     state = build.fresh_state(config, device)
     objectives = objective.build_objective(config, len(train.classes), device)
     newest = _resume(run, store)
@@ -52,38 +51,10 @@ def assemble(
         objectives.load_tensors(newest.tensors, state.partition)
         if distributed.rank() == 0:
             client.restore(newest.state["controller"])
-    recorder: SilentRecorder = SilentRecorder()
-    if distributed.rank() == 0:
-        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
-        if config.model.weights == "random" and newest is None:
-            log.warning("starting from RANDOM weights; model.weights=PATH takes a .pth or .safetensors file")
-        log.info("%s: %s parameters on %s", type(network.backbone).__name__, f"{num_parameters:,}", device)
-    recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
-    _compare_environment(run, newest, state, recorder)
+    recorder = _recorder(config, run, attempt, state, newest, f"{parameters} on {device}")
     embed_options = build.embed_options(config)
-    keeper = Keeper(
-        engine,
-        objectives,
-        state,
-        client,
-        Saver(store, config.checkpoint.asynchronous),
-        recorder,
-        attempt.number,
-        stop_on_error=config.checkpoint.on_error == "stop",
-    )
-    reclustering = Reclustering(
-        engine,
-        objectives,
-        state,
-        train,
-        embed_options,
-        client,
-        recorder,
-        config.cluster.features,
-        config.seed,
-        build.repair_rule(config),
-        config.cluster.timeout_s,
-    )
+    saver = Saver(store, config.checkpoint.asynchronous)
+    stop_on_error = config.checkpoint.on_error == "stop"
     loop = Loop(
         build.loop_options(config, stop_after_step),
         engine,
@@ -94,13 +65,47 @@ def assemble(
         embed_options,
         build.batch_rule(config),
         client,
-        reclustering,
-        keeper,
+        Reclustering(
+            engine,
+            objectives,
+            state,
+            train,
+            embed_options,
+            client,
+            recorder,
+            config.cluster.features,
+            config.seed,
+            build.repair_rule(config),
+            config.cluster.timeout_s,
+        ),
+        Keeper(engine, objectives, state, client, saver, recorder, attempt.number, stop_on_error=stop_on_error),
         recorder,
         config.data.num_workers,
         should_stop=should_stop,
     )
     return loop, recorder, store
+
+
+def _store(config: RunConfig, run: Path, attempt: Attempt) -> CheckpointStore:
+    """Return where the run is saved; only the attempt that holds the run's lease may save there."""
+    identity = {"run": attempt.run_id, "config": run_folder.config_hash(config)}
+    fence = no_fence if attempt.lease is None else attempt.lease.committing
+    return CheckpointStore(run / "checkpoints", config.checkpoint.keep, identity, fence)
+
+
+def _recorder(
+    config: RunConfig, run: Path, attempt: Attempt, state: RunState, newest: Checkpoint | None, network: str
+) -> SilentRecorder:
+    """Return who records the run, on rank 0 only, and record with it that, and where, the run begins or goes on."""
+    recorder: SilentRecorder = SilentRecorder()
+    if distributed.rank() == 0:
+        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
+        if config.model.weights == "random" and newest is None:
+            log.warning("starting from RANDOM weights; model.weights=PATH takes a .pth or .safetensors file")
+        log.info("%s", network)
+    recorder.event("started" if newest is None else "restart", state, world_size=distributed.world_size())
+    _compare_environment(run, newest, state, recorder)
+    return recorder
 
 
 def _resume(run: Path, store: CheckpointStore) -> Checkpoint | None:
