@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from data_shards.errors import UserError
 from launch.cli import gathered_overrides
 from launch.config import PUBLISHED, checked, dump_config, load_config, stored_config
+from launch.objective import build_objective
 from launch.yaml_file import parse, read
 from tests.runs import ROOT
 
@@ -26,6 +31,32 @@ CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path n
 def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(path: Path) -> None:
     config = load_config(path)
     assert checked(parse(dump_config(config), "it"), "again") == config
+
+
+def readme_recipes() -> list[list[str]]:
+    """Return the settings of README's table of recipes, every alternative of a row as a list of its own."""
+    table = (ROOT / "README.md").read_text().partition("## Recipes")[2].partition("\n\n`configs")[0]
+    found: list[list[str]] = []
+    for row in table.splitlines():
+        choices: dict[str, list[str]] = {}
+        for word in (word for span in re.findall(r"`([^`]+)`", row) for word in shlex.split(span)):
+            key, equals, value = word.partition("=")
+            if equals:
+                choices.setdefault(key, []).append(value.replace("K", "4"))
+            elif word.startswith("{"):  # another value of the setting before it
+                choices[next(reversed(choices))].append(word)
+        found += [
+            [f"{key}={value}" for key, value in zip(choices, values, strict=True)]
+            for values in itertools.product(*choices.values())
+            if values
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", ["demo", "adsl/isic19", "compare/ham10000"])
+@pytest.mark.parametrize("overrides", readme_recipes(), ids=" ".join)
+def test_every_recipe_of_the_readme_works_over_any_configuration(path: str, overrides: list[str]) -> None:
+    build_objective(load_config(ROOT / "configs" / f"{path}.yaml", overrides), 8, torch.device("cpu"))
 
 
 def write(tmp_path: Path, tree: object) -> Path:
