@@ -18,7 +18,8 @@ import torch
 
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import nearest_beyond_cutoff
 from trainer.model import EmbeddingModel
@@ -62,7 +63,7 @@ def main() -> None:
         speeds = {}
         for precision in ("fp32", "bf16"):
             net = backbone()
-            model = EmbeddingModel(net, AttentionEmbedding(net.channels[-1], 128, hidden))
+            model = EmbeddingModel(net, LinearEmbedding(net.channels[-1], 128), gate.convolutions(net, hidden=hidden))
             speeds[precision] = round(images_per_cpu_s(size, channels, model, precision == "bf16"))
         print(json.dumps({"setting": name, "images_per_cpu_s": speeds}), flush=True)
 

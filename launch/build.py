@@ -30,18 +30,21 @@ from launch.config import Component, RunConfig
 from launch.parts import constructed, entry
 from trainer import distributed, weights
 from trainer.backbones import from_monai, from_timm
+from trainer.backbones.googlenet import GoogLeNet
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
 from trainer.engines.base import Engine
 from trainer.engines.ddp import DDPEngine
 from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
 from trainer.evaluate import EmbedOptions
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
 from trainer.heads.embedded import EmbeddingHead
 from trainer.heads.features import PooledFeatures
+from trainer.heads.gate import Gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.loop import LoopOptions
 from trainer.model import EmbeddingModel
-from trainer.optim import OPTIMISERS, parameter_groups
+from trainer.optim import OPTIMISERS, Rates, parameter_groups
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
@@ -53,11 +56,18 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "resnet18": partial(ResNet, depth=18),
     "resnet34": partial(ResNet, depth=34),
     "resnet50": partial(ResNet, depth=50),
+    "se_resnet50": partial(ResNet, depth=50, se=True),
+    "googlenet": GoogLeNet,
     "small_resnet": SmallResNet,
     "monai:": from_monai.by_name,
     "timm:": from_timm.by_name,
 }
-HEADS: dict[str, Callable[..., EmbeddingHead]] = {"attention": AttentionEmbedding, "features": PooledFeatures}
+GATES: dict[str, Callable[..., Gate | None]] = {
+    "convolutions": gate.convolutions,
+    "stage": gate.stage,
+    "none": gate.none,
+}
+HEADS: dict[str, Callable[..., EmbeddingHead]] = {"linear": LinearEmbedding, "features": PooledFeatures}
 ENGINES: dict[str, Callable[..., Engine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 
 
@@ -65,6 +75,7 @@ def check_components(config: RunConfig) -> None:
     """Raise UserError for an unknown part or argument, before anything is started."""
     for table, component, where in (
         (BACKBONES, config.model.backbone, "model.backbone"),
+        (GATES, config.model.gate, "model.gate"),
         (HEADS, config.model.head, "model.head"),
         (ENGINES, config.train.engine, "train.engine"),
     ):
@@ -144,6 +155,7 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
             f"data.image_size {config.data.image_size} is less than the {smallest} that {settings.backbone.name} needs"
             " for one pixel in its last level: use larger images, or fewer model.backbone.levels"
         )
+    mask = constructed("model.gate", entry(GATES, settings.gate, "model.gate"), backbone, seed=config.seed)
     head = constructed(
         "model.head",
         entry(HEADS, settings.head, "model.head"),
@@ -151,8 +163,9 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
         settings.num_dims,
         seed=config.seed,
         widths=SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
+        branches=1 if mask is None else len(mask.branches),
     )
-    network = EmbeddingModel(backbone, head)
+    network = EmbeddingModel(backbone, head, mask)
     if settings.weights != "random":
         load_weights(network, Path(settings.weights), settings.backbone.name)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -179,7 +192,7 @@ def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> Engin
     """Return the engine that trains `network` on this rank."""
     train, optim = config.train, config.optim
     pieces = train.logical_shards if config.deterministic else train.accumulate * world_size
-    make = OPTIMISERS[optim.name]
+    make = optimiser(config)
     if train.engine.name == "deepspeed":
         # Without it DeepSpeed looks for accelerators by itself, and logs that it found none.
         os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
@@ -188,13 +201,20 @@ def engine(config: RunConfig, network: EmbeddingModel, world_size: int) -> Engin
         own = {"deterministic": config.deterministic, "average_decay": train.average_weights}
     return entry(ENGINES, train.engine, "train.engine")(
         network,
-        lambda net: make(parameter_groups(net, optim.lr, optim.embedding_lr), optim.weight_decay),
+        lambda net: make(parameter_groups(net, optim.lr, optim.embedding_lr)),
         pieces=pieces,
         cached=train.accumulate > 1,
         precision=train.precision,
         clip_norm=optim.clip_norm,
         **own,
     )
+
+
+def optimiser(config: RunConfig) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """Return what makes an optimiser of parameter groups."""
+    optim = config.optim
+    of_sgd = {"momentum": optim.momentum, "nesterov": optim.nesterov} if optim.name == "sgd" else {}
+    return partial(OPTIMISERS[optim.name], weight_decay=optim.weight_decay, **of_sgd)
 
 
 def reading_engine(config: RunConfig, network: EmbeddingModel) -> Engine:
@@ -268,7 +288,7 @@ def plan_config(config: RunConfig) -> PlanConfig:
     """Return when to recluster and when to fine-tune the whole embedding."""
     return PlanConfig(
         num_epochs=config.train.epochs,
-        finetune_epoch=config.train.finetune_epoch,
+        finetune_epoch=config.train.finetune_epoch if config.objective.ensemble is None else 0,
         recluster_every=config.cluster.recluster_every,
         after_growth="at_once" if config.cluster.recluster_after_growth else "published",
         full_embedding_epoch=config.train.full_embedding_epoch,
@@ -305,8 +325,9 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
     return LoopOptions(
         seed=config.seed,
         epochs=config.train.epochs,
-        rate_schedule=config.optim.schedule,
-        warmup_epochs=config.optim.warmup_epochs,
+        rates=Rates(
+            config.optim.schedule, config.train.epochs, config.optim.warmup_epochs, tuple(config.optim.milestones)
+        ),
         evaluate_every=config.evaluate.every,
         nmi_seeds=config.evaluate.nmi_seeds_while_training,
         exclude_groups=config.evaluate.exclude_groups,

@@ -88,13 +88,22 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """Backbone -> head -> partitioned embedding."""
+    """Backbone -> gate -> head -> partitioned embedding."""
 
     backbone: Component = Component(name="resnet50")
-    head: Component = Component(name="attention")
+    gate: Component = Component(name="convolutions")
+    head: Component = Component(name="linear")
     num_dims: int = Field(128, gt=0, le=1 << 16)
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
     weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
+
+
+class EnsembleSection(Section):
+    """Every learner trains on every image, and is punished for seeing an image as the others do."""
+
+    divergence: float = Field(0.05, ge=0, le=1e6, description="weight of that punishment")
+    margin: float = Field(0.2, ge=-1, le=1, description="cosine of two learners' vectors from which on it begins")
+    pairs: Literal["same_image", "all"] = "same_image"
 
 
 class ObjectiveSection(Section):
@@ -105,6 +114,7 @@ class ObjectiveSection(Section):
     normalize: bool = Field(True, description="make the vectors of a subspace unit rows first")
     lr: float | None = Field(None, gt=0, le=1e6, description="of what a loss learns (proxies); optim.lr when not given")
     mask_penalty: float = Field(0.01, ge=0, le=1e6, description="on the cosine of two masks, with growth.rule doubling")
+    ensemble: EnsembleSection | None = Field(None, description="no clusters: all learners see all images")
 
 
 class TrainSection(Section):
@@ -138,7 +148,10 @@ class OptimSection(Section):
     lr: float = Field(1e-5, gt=0, le=1e6)
     embedding_lr: float | None = Field(None, gt=0, le=1e6)
     weight_decay: float = Field(1e-4, ge=0, le=1e6)
-    schedule: Literal["constant", "cosine"] = "constant"
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(True, description="of sgd")
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    milestones: tuple[float, ...] = Field((), description="epochs at which schedule step takes a tenth of the rate")
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
 
@@ -259,8 +272,16 @@ class RunConfig(Section):
         doubling = self.growth.enabled and self.growth.rule == "doubling"
         if doubling and (self.growth.max_subspaces is None or self.model.num_subspaces != 1):
             raise ValueError("growth.rule doubling needs growth.max_subspaces, and model.num_subspaces 1")
-        if self.growth.enabled and self.model.head.name == "features":
-            raise ValueError("model.head.name features has no rows to grow: set growth.enabled false")
+        branches = self.model.gate.arguments.get("branches", 1)
+        for what, cannot_grow in (
+            ("model.head.name features", self.model.head.name == "features"),
+            ("model.gate.branches", branches != 1),
+            ("objective.ensemble", self.objective.ensemble is not None),
+        ):
+            if cannot_grow and self.growth.enabled:
+                raise ValueError(f"{what}: nothing can grow with it, set growth.enabled false")
+        if branches not in (1, self.model.num_subspaces):
+            raise ValueError(f"model.gate.branches {branches!r} must be model.num_subspaces, one learner for each mask")
         if len(self.data.mean) != self.data.channels or len(self.data.std) != self.data.channels:
             raise ValueError(f"data.mean and data.std need {self.data.channels} values, as data.channels says")
         if self.model.num_subspaces > self.model.num_dims:

@@ -15,20 +15,25 @@ from torch import nn
 
 from data_shards import keyed
 from data_shards.errors import UserError, nearest_of
-from launch.build import doubling, fresh_state
+from launch import build
 from launch.config import Component, RunConfig
 from launch.parts import constructed, entry
 from trainer import miners
 from trainer.losses import library
 from trainer.losses.classification import Classification
+from trainer.losses.contrastive import contrastive
 from trainer.losses.margin import margin_loss
+from trainer.objectives.ensemble import EnsembleObjective
 from trainer.objectives.learners import Learners, Loss
 from trainer.objectives.masks import MaskedObjective
 from trainer.objectives.objective import Objective
 from trainer.objectives.subspace import SubspaceObjective
-from trainer.optim import OPTIMISERS
 
-LOSSES: dict[str, Callable[..., Any]] = {"margin": margin_loss, "cross_entropy": Classification}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "margin": margin_loss,
+    "contrastive": contrastive,
+    "cross_entropy": Classification,
+}
 MINERS: dict[str, Callable[..., Any]] = {
     "nearest_beyond_cutoff": miners.nearest_beyond_cutoff,
     "distance_weighted": miners.distance_weighted,
@@ -55,12 +60,12 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
     Raises:
         UserError: arguments that make no loss or miner.
     """
-    settings, optim = config.objective, config.optim
+    settings = config.objective
     make, miner = partial(_loss, config, num_classes), _miner(config)
-    optimiser = partial(OPTIMISERS[optim.name], weight_decay=optim.weight_decay)
-    lr = settings.lr or optim.lr
+    optimiser = build.optimiser(config)
+    lr = settings.lr or config.optim.lr
     ours = settings.loss.name in LOSSES
-    if doubling(config):
+    if build.doubling(config):
         dims, most = config.model.num_dims, config.growth.max_subspaces or 1
         loss = make(dims, "0", None)
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
@@ -70,8 +75,12 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
         return MaskedObjective(
             loss, miner, config.seed, dims, most, optimiser, lr, settings.mask_penalty, device, draws=not ours
         )
-    learners = Learners(make, optimiser, lr, fresh_state(config).partition, device)
-    return SubspaceObjective(learners, miner, config.seed, settings.normalize, draws=not ours)
+    learners = Learners(make, optimiser, lr, build.fresh_state(config).partition, device)
+    common = (learners, miner, config.seed, settings.normalize, not ours)
+    if settings.ensemble is None:
+        return SubspaceObjective(*common)
+    ensemble = settings.ensemble
+    return EnsembleObjective(*common, weight=ensemble.divergence, margin=ensemble.margin, pairs=ensemble.pairs)
 
 
 def _loss(config: RunConfig, num_classes: int, num_dims: int, name: str, seed: int | None) -> Loss:

@@ -30,6 +30,7 @@ GIVEN = {
     "vectors",
     "labels",
     "triplets",
+    "tuples",
     "generator",
     "seed",
     "in_channels",
@@ -38,6 +39,7 @@ GIVEN = {
     "widths",
     "sync_norm",
     "depth",
+    "backbone",
 }
 
 

@@ -34,7 +34,7 @@ from data_shards.manifest import canonical_json
 from trainer.model import not_finite
 from trainer.tensor_file import read_tensors
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("tensors.safetensors", "state.json")
 _MAX_JSON_BYTES = 256 << 20
 log = logging.getLogger(__name__)

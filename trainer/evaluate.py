@@ -68,7 +68,7 @@ def embed_split(
     for _, embedded in embed_blocks(model, reader, options):
         vectors.append(partition.normalize(embedded.vectors.float()))
         if maps and embedded.maps is not None:
-            gates.append(embedded.maps[:, 0].half())
+            gates.append(embedded.maps.float().mean(dim=1).half())
     width = partition.num_dims
     device = next(model.parameters()).device
     with distributed.stage("gather of the embedded split"):

@@ -31,7 +31,7 @@ from trainer.heads.dropout import dropout_keep
 from trainer.keeper import Keeper
 from trainer.nonfinite import NonFinite, diverged
 from trainer.objectives.objective import Objective
-from trainer.optim import rate_factor, set_rates
+from trainer.optim import Rates, set_rates
 from trainer.reclustering import Reclustering, share_bad_images
 from trainer.recorder import Recorder
 from trainer.state import RunState
@@ -44,8 +44,7 @@ class LoopOptions:
 
     seed: int
     epochs: int
-    rate_schedule: str
-    warmup_epochs: float
+    rates: Rates
     evaluate_every: int
     nmi_seeds: int
     exclude_groups: bool
@@ -179,7 +178,7 @@ class Loop:
 
     def _step(self, batch: Batch, rows: np.ndarray, progress: float, began: float) -> None:
         state, options = self.state, self.options
-        factor = rate_factor(options.rate_schedule, progress, options.epochs, options.warmup_epochs)
+        factor = options.rates.factor(progress)
         rate = set_rates(self.engine.optimiser, factor, state.frozen)
         device = self.engine.device
         images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)

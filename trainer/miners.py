@@ -26,7 +26,7 @@ def nearest_beyond_cutoff(
     anything then, positives and the anchor included; ours fills up with negatives inside the cutoff, farthest first,
     so that a network that still maps everything to one place gets a gradient. `generator` is not used.
     """
-    positives, negatives = _pair_masks(labels)
+    positives, negatives = pair_masks(labels)
     q = max(1, int(positives.sum()) // max(1, len(labels)))
     distances = pairwise_distances(vectors)
     # Beyond the cutoff by distance (at most 2); inside it after all of those, farthest first.
@@ -55,7 +55,7 @@ def distance_weighted(
     """
     if generator is None:
         raise ValueError("distance_weighted draws at random and needs a generator")
-    positives, negatives = _pair_masks(labels)
+    positives, negatives = pair_masks(labels)
     num_samples = len(labels)
     mean_positives = int(positives.sum()) / max(1, num_samples)
     q = max(1, min(int(mean_positives + 0.5), int(negatives.sum(dim=1).min()) if num_samples else 0))
@@ -71,7 +71,7 @@ def distance_weighted(
 @torch.no_grad()
 def all_triplets(vectors: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None) -> Triplets:
     """Return every (anchor, positive, negative); N^3 booleans, so for batches up to a few hundred."""
-    positives, negatives = _pair_masks(labels)
+    positives, negatives = pair_masks(labels)
     anchor, positive, negative = (positives[:, :, None] & negatives[:, None, :]).nonzero(as_tuple=True)
     return anchor, positive, negative
 
@@ -82,7 +82,7 @@ def semi_hard(vectors: torch.Tensor, labels: torch.Tensor, generator: torch.Gene
 
     Schroff et al. 2015 (https://arxiv.org/abs/1503.03832), as in the follow-up of Divide and Conquer.
     """
-    positives, negatives = _pair_masks(labels)
+    positives, negatives = pair_masks(labels)
     anchor, positive = positives.nonzero(as_tuple=True)
     distances, allowed = pairwise_distances(vectors), negatives[anchor]
     to_others = distances[anchor]
@@ -123,7 +123,7 @@ def inverse_density(
     return torch.where(negatives, weights, 0.0)
 
 
-def _pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (N, N) booleans: same label and not itself; other label."""
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)

@@ -1,26 +1,47 @@
-"""image -> levels -> embedding: a backbone and a head, and nothing about ranks, partitions or losses.
+"""image -> levels -> embedding: a backbone, a gate in or behind it, and a head; nothing about ranks or losses.
 
-Legend: B images, D embedding width, F feature width.
+Legend: B images, C_i, h_i, w_i shape of level i, D embedding width, M branches of the gate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from trainer.backbones.backbone import Backbone
 from trainer.heads.embedded import Embedded, EmbeddingHead
+from trainer.heads.gate import Gate
 
 
 class EmbeddingModel(nn.Module):
-    """A backbone and a head: images (B, C, H, W), and a dropout mask (B, F) or None, -> `Embedded`."""
+    """Images (B, C, H, W), and a dropout mask (B, F) or None, -> `Embedded`."""
 
-    def __init__(self, backbone: nn.Module, head: EmbeddingHead) -> None:
+    def __init__(self, backbone: Backbone, head: EmbeddingHead, gate: Gate | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
+        self.gate = gate
         self.head: EmbeddingHead = head
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Embedded:
-        return self.head(self.backbone(images), keep)
+        return self.embed(self.levels(images), keep)
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the levels that all branches share: up to the gate, or all of them."""
+        if self.gate is not None and self.gate.inside:
+            return self.backbone.up_to(self.gate.level, images)
+        levels: list[Tensor] = self.backbone(images)
+        return levels
+
+    def embed(self, levels: Sequence[Tensor], keep: Tensor | None = None) -> Embedded:
+        """Return the embedding of shared levels."""
+        if self.gate is None:
+            return self.head([levels[-1]], keep)  # type: ignore[no-any-return]
+        masks = self.gate(levels[-1])
+        found = self.head([self.backbone.beyond(self.gate.level, levels[-1] * mask) for mask in masks], keep)
+        maps = torch.cat([mask.mean(dim=1, keepdim=True) for mask in masks], dim=1)
+        return found._replace(maps=maps)  # type: ignore[no-any-return]
 
     @property
     def rows(self) -> dict[str, nn.Parameter]:

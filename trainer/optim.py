@@ -7,7 +7,9 @@ and epochs may have any number of steps.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -26,11 +28,11 @@ def parameter_groups(model: EmbeddingModel, lr: float, embedding_lr: float | Non
     return [{"params": params, "lr": rate, "base_lr": rate} for params, rate in groups if params]
 
 
-OPTIMISERS = {
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda groups, weight_decay: torch.optim.Adam(groups, weight_decay=weight_decay, foreach=True),
     "adamw": lambda groups, weight_decay: torch.optim.AdamW(groups, weight_decay=weight_decay, foreach=True),
-    "sgd": lambda groups, weight_decay: torch.optim.SGD(
-        groups, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=True
+    "sgd": lambda groups, weight_decay, momentum=0.9, nesterov=True: torch.optim.SGD(
+        groups, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay, foreach=True
     ),
 }
 
@@ -41,14 +43,25 @@ class RateHolder(Protocol):
     param_groups: list[dict[str, Any]]
 
 
-def rate_factor(schedule: str, progress: float, num_epochs: int, warmup_epochs: float) -> float:
-    """Return the factor on the base learning rate after `progress` epochs (a float in [0, num_epochs])."""
-    if progress < warmup_epochs:
-        return (progress + 1e-3) / (warmup_epochs + 1e-3)
-    if schedule == "constant":
-        return 1.0
-    share = (progress - warmup_epochs) / max(num_epochs - warmup_epochs, 1e-9)
-    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+@dataclass(frozen=True)
+class Rates:
+    """The factor on the base learning rate: "constant", "cosine" to zero, or "step", a tenth after each milestone."""
+
+    schedule: Literal["constant", "cosine", "step"]
+    num_epochs: int
+    warmup_epochs: float = 0.0
+    milestones: tuple[float, ...] = ()
+
+    def factor(self, progress: float) -> float:
+        """Return it after `progress` epochs (a float in [0, num_epochs])."""
+        if progress < self.warmup_epochs:
+            return (progress + 1e-3) / (self.warmup_epochs + 1e-3)
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "step":
+            return float(0.1 ** sum(progress >= milestone for milestone in self.milestones))
+        share = (progress - self.warmup_epochs) / max(self.num_epochs - self.warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def set_rates(optimiser: RateHolder, factor: float, frozen: bool = False) -> float:

@@ -46,7 +46,7 @@ class Match(NamedTuple):
 
 
 def load(model: EmbeddingModel, path: Path, name: str) -> str:
-    """Fill the backbone, called `name`, from a file, and the head if the file has one that fits; return what was done.
+    """Fill the backbone, called `name`, from a file, gate and head too if it has ones that fit; return what was done.
 
     Raises:
         UserError: no file of weights, or of another network.
@@ -59,13 +59,17 @@ def load(model: EmbeddingModel, path: Path, name: str) -> str:
     except UserError as error:
         raise UserError(f"{path} does not fit {name}: {error}") from None
     model.backbone.load_state_dict(taken, strict=False)
-    head = _head(model.head, state, match)
-    model.head.load_state_dict(head, strict=False)
-    used = {*match.names.values(), *(_head_name(match, key) for key in head)}
+    used, filled = {*match.names.values()}, []
+    for part, module in (("gate", model.gate), ("head", model.head)):
+        beside = {} if module is None else _beside(part, module, state, match)
+        if module is not None and beside:
+            module.load_state_dict(beside)
+            used.update(_beside_name(match, part, key) for key in beside)
+            filled.append(part)
     said = f"weights {path} sha256 {sha256_of(path)}: {len(taken)} of {len(own)} tensors"
     said += "" if len(taken) == len(own) else f"; not in the file: {_listed(key for key in own if key not in taken)}"
     said += "" if used.issuperset(state) else f"; not used: {_listed(key for key in state if key not in used)}"
-    return printable(said + ("; the head is the file's too" if head else ""))
+    return printable(said + (f"; {' and '.join(filled)} of the file too" if filled else ""))
 
 
 def best_match(backbone: nn.Module, state: Mapping[str, Tensor]) -> Match:
@@ -135,16 +139,16 @@ def _shaped(key: str, value: Tensor, target: Tensor, is_stem: bool) -> Tensor:
     return value
 
 
-def _head(head: nn.Module, state: Mapping[str, Tensor], match: Match) -> dict[str, Tensor]:
-    """Return the tensors of a head of ours that lies beside the backbone in the file, or none unless all fit."""
-    own = head.state_dict()
-    found = {key: state[_head_name(match, key)] for key in own if _head_name(match, key) in state}
+def _beside(part: str, module: nn.Module, state: Mapping[str, Tensor], match: Match) -> dict[str, Tensor]:
+    """Return the tensors of a gate or head of ours that lies beside the backbone in the file; none unless all fit."""
+    own = module.state_dict()
+    found = {key: state[name] for key in own if (name := _beside_name(match, part, key)) in state}
     fits = all(key in found and found[key].shape == value.shape for key, value in own.items())
     return found if fits and not not_finite(found) else {}
 
 
-def _head_name(match: Match, key: str) -> str:
-    return f"{match.theirs.removesuffix('backbone.')}head.{key}"
+def _beside_name(match: Match, part: str, key: str) -> str:
+    return f"{match.theirs.removesuffix('backbone.')}{part}.{key}"
 
 
 def _spoken(name: str, dialect: Dialect) -> str:

@@ -14,7 +14,7 @@ import torch
 from data_shards.errors import UserError
 from launch import build, objective
 from launch.config import RunConfig, checked
-from trainer.optim import OPTIMISERS, parameter_groups
+from trainer.optim import parameter_groups
 
 BIGGEST = 4096  # of numbers that take memory: the sample is about kinds, not about sizes
 
@@ -31,7 +31,7 @@ def parts(config: RunConfig) -> None:
     build.loop_options(config, None)
     network = build.model(config)
     groups = parameter_groups(network, config.optim.lr, config.optim.embedding_lr)
-    OPTIMISERS[config.optim.name](groups, config.optim.weight_decay)
+    build.optimiser(config)(groups)
     build.fresh_state(config)
 
 

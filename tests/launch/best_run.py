@@ -21,7 +21,7 @@ def best_run(folder: Path, shards: Path, size: int, more: dict[str, Tensor] | No
         "data": {"shards": str(shards), "image_size": size},
         "model": {
             "backbone": {"name": "small_resnet", "widths": [4, 8], "blocks": [1, 1]},
-            "head": {"name": "attention", "hidden": [4, 4]},
+            "gate": {"name": "convolutions", "hidden": [4, 4]},
             "num_dims": 6,
             "num_subspaces": 2,
         },

@@ -47,7 +47,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
 
 @pytest.fixture
 def baseline(tmp_path: Path, shards: Path) -> Path:
-    head = {"head": {"name": "attention", "hidden": [4, 4], "attention": False}}
+    head = {"gate": {"name": "none"}}
     return best_run(tmp_path / "classes", shards, SIZE, classifier(NUM_CLASSES), model=head)
 
 

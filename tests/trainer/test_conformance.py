@@ -13,9 +13,11 @@ from torch import nn
 
 from data_shards import keyed
 from trainer.backbones.resnet import ResNet
-from trainer.heads.attention import AttentionEmbedding, AttentionGate
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets, distance_weighted, nearest_beyond_cutoff
+from trainer.model import EmbeddingModel
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.surgery import permute_and_reset_moments, permute_rows, reset_rows_xavier
 
@@ -25,19 +27,20 @@ def count(module: nn.Module) -> int:
 
 
 def test_check_1_parameter_counts() -> None:
-    backbone, head = ResNet(50, stages=3), AttentionEmbedding(1024, 128)
-    gate = AttentionGate(1024)
+    backbone, head = ResNet(50, stages=3), LinearEmbedding(1024, 128)
+    mask = gate.convolutions(backbone)
     assert count(backbone) == 8_543_296
-    assert [count(gate.conv1), count(gate.conv2), count(gate.conv3)] == [1_179_776, 36_896, 289]
-    assert count(gate) == 1_216_961
+    assert [count(layer) for layer in (*mask.base, *mask.branches)] == [1_179_776, 0, 36_896, 0, 289]
+    assert count(mask) == 1_216_961
     assert count(head.embedding) == 131_200
-    assert count(backbone) + count(head) == 9_891_457
+    assert count(EmbeddingModel(backbone, head, mask)) == 9_891_457
 
 
 def test_check_1_geometry_at_224_pixels() -> None:
-    backbone, head = ResNet(50, stages=3).eval(), AttentionEmbedding(1024, 128)
+    backbone = ResNet(50, stages=3)
+    network = EmbeddingModel(backbone, LinearEmbedding(1024, 128), gate.convolutions(backbone)).eval()
     with torch.no_grad():
-        embedded = head(backbone(torch.zeros(1, 3, 224, 224)))
+        embedded = network(torch.zeros(1, 3, 224, 224))
     assert embedded.maps is not None
     assert embedded.maps.shape == (1, 1, 14, 14)
     assert embedded.features.shape == (1, 1024)

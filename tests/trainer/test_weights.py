@@ -14,7 +14,8 @@ from data_shards.errors import UserError
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
 from trainer.export import export
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.model import EmbeddingModel
 from trainer.subspaces.partition import SubspacePartition
 from trainer.weights import best_match, fitted, load
@@ -41,7 +42,9 @@ def resnet18(**arguments: object) -> ResNet:
 
 def small(num_dims: int = 8, seed: int = 0, norm: str = "group") -> EmbeddingModel:
     backbone = SmallResNet((8, 16), (1, 1), norm=norm, seed=seed)  # type: ignore[arg-type]
-    return EmbeddingModel(backbone, AttentionEmbedding(16, num_dims, hidden=(4, 2), seed=seed))
+    return EmbeddingModel(
+        backbone, LinearEmbedding(16, num_dims, seed=seed), gate.convolutions(backbone, hidden=(4, 2), seed=seed)
+    )
 
 
 def saved(path: Path, state: State) -> Path:
@@ -57,7 +60,7 @@ def test_a_deeper_network_and_its_classifier_load_into_a_shallower_one_and_it_is
     state = {**pretrained(resnet18(stages=4)), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     path = saved(tmp_path / "w.safetensors", state)
-    network = EmbeddingModel(resnet18(), AttentionEmbedding(128))
+    network = EmbeddingModel(resnet18(), LinearEmbedding(128))
     said = load(network, path, "resnet18")
     own = network.backbone.state_dict()
     counters = [key for key in own if key.endswith("num_batches_tracked")]
@@ -142,11 +145,11 @@ def exported(folder: Path, network: EmbeddingModel) -> Path:
     return folder / "model.safetensors"
 
 
-def test_what_a_run_exported_starts_another_with_its_head(tmp_path: Path) -> None:
+def test_what_a_run_exported_starts_another_with_its_gate_and_head(tmp_path: Path) -> None:
     trained, other = small(seed=1), small(seed=2)
     said = load(other, exported(tmp_path, trained), "small_resnet")
     assert same(other, trained.state_dict())
-    assert said.endswith("; the head is the file's too") and "not used" not in said
+    assert said.endswith("; gate and head of the file too") and "not used" not in said
     checkpoint = {f"model/{key}": value for key, value in trained.state_dict().items()}
     path = saved(tmp_path / "tensors.safetensors", {**checkpoint, "optim/head.embedding.bias/step": torch.ones(1)})
     other = small(seed=2)
@@ -159,7 +162,8 @@ def test_a_head_of_another_size_starts_anew(tmp_path: Path) -> None:
     said = load(other, exported(tmp_path, trained), "small_resnet")
     assert same(other.backbone, trained.backbone.state_dict())
     assert same(other.head, untouched.head.state_dict())
-    assert "the head is" not in said and "head.embedding.weight" in said.partition("not used: ")[2]
+    assert same(other.gate, trained.gate.state_dict())
+    assert said.endswith("; not used: head.embedding.bias, head.embedding.weight; gate of the file too")
 
 
 def test_foreign_names_are_shown_as_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What losses learn, masks, and splits taken back: the same bytes on any number of ranks, and after a stop anywhere."""
+"""Losses that learn, masks, gates inside, ensembles, splits taken back: the same bytes on any ranks, after any stop."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tests.runs import ROOT, content_hash, lines, steps, subspace
 
 pytestmark = pytest.mark.slow
-CONFIG = ROOT / "configs" / "smoke" / "growth.yaml"
-RECIPES = {
+CONFIGS = ROOT / "configs" / "smoke"
+RECIPES: dict[str, tuple[str, ...]] = {
     "proxies": (
         "objective.loss.name=ProxyAnchorLoss",
         "objective.miner.name=none",
@@ -20,13 +20,24 @@ RECIPES = {
     "masks": ("growth.rule=doubling", "growth.double_every=1", "growth.max_subspaces=4", "growth.freeze_divided=true"),
     "trial": ("growth.accept=validated", "train.epochs=5"),
     "random miner": ("objective.loss.name=TripletMarginLoss", "objective.miner.name=DistanceWeightedMiner"),
+    "mixed attention": (),
+    "ensemble": (),
+}
+HAPPENED = {
+    "proxies": ["growth", "recluster"],
+    "masks": ["recluster", "recluster"],
+    "trial": ["growth", "recluster", "rollback"],
+    "random miner": ["growth", "recluster"],
+    "mixed attention": [],
+    "ensemble": [],
 }
 
 
 def run(digits: Path, folder: Path, recipe: str, nproc: int, *words: str, resume: str = "never") -> Path:
+    own = CONFIGS / f"{recipe.replace(' ', '_')}.yaml"
     done = subspace(
         "train",
-        CONFIG,
+        own if own.exists() else CONFIGS / "growth.yaml",
         f"data.shards={digits}",
         "cluster.backend=local",
         "deterministic=true",
@@ -51,15 +62,6 @@ def test_ranks_and_stops_change_no_byte(digits: Path, tmp_path: Path, recipe: st
     assert content_hash(one) == content_hash(two)
     assert [line["loss"] for line in steps(one)] == [line["loss"] for line in steps(two)]
     told = [line["event"] for line in lines(one / "events.jsonl")]
-    happened = [event for event in told if event in ("growth", "rollback", "recluster")]
-    assert (
-        happened
-        == {
-            "proxies": ["growth", "recluster"],
-            "masks": ["recluster", "recluster"],
-            "trial": ["growth", "recluster", "rollback"],
-            "random miner": ["growth", "recluster"],
-        }[recipe]
-    )
+    assert [event for event in told if event in ("growth", "rollback", "recluster")] == HAPPENED[recipe]
     if recipe == "masks":
         assert {line["subspace"] for line in steps(one)} == {0, 1, 2, 3}

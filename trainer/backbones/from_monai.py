@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from data_shards.errors import UserError, nearest_of
+from trainer.backbones.backbone import Backbone
 from trainer.backbones.foreign import PROBE_PX, Dialect, draw, probe, replace_norms
 from trainer.backbones.norm import NormFactory, norm_factory
 
@@ -44,7 +45,7 @@ def by_name(model: str) -> Callable[..., nn.Module]:
     return partial(MonaiBackbone, model)
 
 
-class MonaiBackbone(nn.Module):
+class MonaiBackbone(Backbone):
     """(B, C, H, W) -> `levels` levels (B, C_i, H / s_i, W / s_i), all there are if not given.
 
     Raises:
@@ -74,6 +75,7 @@ class MonaiBackbone(nn.Module):
         keep_only(net, self.parts)
         for name, child in net.named_children():
             self.add_module(name, child)
+        self.channels = (0,) * levels  # until the pass below tells
         shapes, idle = probe(self, in_channels)
         assert not idle, f"{model} has idle parameters: {idle}"
         self.channels = tuple(shape[0] for shape in shapes)
@@ -82,14 +84,10 @@ class MonaiBackbone(nn.Module):
         replace_norms(self, norm_factory(norm, sync_norm))
         draw(self, seed)
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return the levels, finest first."""
-        x, found = images, []
-        for run in self.runs:
-            for name in run:
-                x = self.get_submodule(name)(x)
-            found.append(x)
-        return found
+    def level(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        for name in self.runs[i]:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 def keep_only(module: nn.Module, names: Sequence[str]) -> None:

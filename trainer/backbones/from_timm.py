@@ -23,6 +23,7 @@ from torch import nn
 
 from data_shards import keyed
 from data_shards.errors import UserError, nearest_of
+from trainer.backbones.backbone import Backbone
 from trainer.backbones.foreign import Dialect, draw, probe, replace_norms
 from trainer.backbones.norm import NormFactory, norm_factory
 
@@ -54,13 +55,15 @@ def imported() -> Any:
         ) from error
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """(B, C, H, W) -> `levels` levels (B, C_i, H / s_i, W / s_i), timm's own choice if not given.
 
     Raises:
         UserError: unknown norm, a number of levels that the network does not have, or a network that does not fit in
             here: levels that are no maps, parameters behind the last one, or such as are not drawn by key.
     """
+
+    enterable = False  # timm's taps sit inside
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""What an embedding head returns.
+"""What an embedding head takes and returns.
 
-Legend: B batch, D embedding width, F feature width, h and w pixels of the last level.
+Legend: B batch, C channels, D embedding width, F feature width, M branches of the gate, h and w pixels of a level.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 class Embedded(NamedTuple):
     """Vectors (B, D) as the embedding layer gives them, not normalised: `SubspacePartition` does that.
 
-    `features` (B, F) are pooled and of unit length, for clustering. `maps` (B, 1, h, w) in (0, 1), or None.
+    `features` (B, F) are pooled and of unit length, for clustering. `maps` (B, M, h, w) are the masks of the gate, the
+    mean of theirs where they have several channels; None without one.
     """
 
     vectors: torch.Tensor
@@ -23,7 +25,8 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingHead(nn.Module):
-    """levels -> `Embedded`, by a linear layer whose rows are the embedding dimensions; without one nothing can grow.
+    """Last levels (B, C, h, w), one per branch -> `Embedded` without maps, by a linear layer whose rows are the
+    embedding dimensions; without one, or with several branches, nothing can grow.
 
     `num_features` is the width of what that layer sees, `dropout` the probability of dropping one of them; the mask is
     drawn by the caller (`trainer.heads.dropout`).
@@ -32,3 +35,7 @@ class EmbeddingHead(nn.Module):
     embedding: nn.Linear | nn.Identity
     num_features: int
     dropout: float
+
+    def forward(self, branches: Sequence[torch.Tensor], keep: torch.Tensor | None = None) -> Embedded:
+        """Embed the branches; `keep` (B, F) is multiplied onto the pooled features."""
+        raise NotImplementedError

@@ -49,12 +49,17 @@ class SubspaceObjective(Objective):
         self, vectors: Tensor, labels: Tensor, partition: SubspacePartition, subspace: int | None, step: int
     ) -> Iterator[Update]:
         self.learners.zero_grad()
+        yield Update("embedding", self._loss(vectors, labels, partition, subspace, step))
+
+    def _loss(
+        self, vectors: Tensor, labels: Tensor, partition: SubspacePartition, subspace: int | None, step: int
+    ) -> Tensor:
+        """Return the loss () of one subspace, or of the whole; what is drawn for it is keyed by the step."""
         block = self._block(vectors, partition, subspace)
         key = keyed.key(self.seed, "mine", step) >> 1
         tuples = self.miner(block.detach(), labels, torch.Generator(block.device).manual_seed(key))
         with keyed_streams(keyed.key(self.seed, "loss", step) >> 1) if self.draws else nullcontext():
-            loss = self.learners.of(subspace)(block, labels, tuples)
-        yield Update("embedding", loss)
+            return self.learners.of(subspace)(block, labels, tuples)
 
     def _block(self, vectors: Tensor, partition: SubspacePartition, subspace: int | None) -> Tensor:
         if subspace is None:

@@ -1,4 +1,4 @@
-"""Grad-CAM at a backbone's last level: of a class, and of the likeness of two images.
+"""Grad-CAM at the last level before the gate, or at all the last: of a class, and of the likeness of two images.
 
     alpha_c = mean over pixels of d score / d A_c        map = ReLU(sum_c alpha_c A_c)
 
@@ -36,9 +36,9 @@ class _Scored(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            *levels, last = self.network.backbone(images)
+            *levels, last = self.network.levels(images)
         # gradients are wanted from here on only: the graph of the backbone would be for nothing
-        return self.score(self.network.head([*levels, self.last(last.requires_grad_())]).vectors.float())
+        return self.score(self.network.embed([*levels, self.last(last.requires_grad_())]).vectors.float())
 
 
 def grad_cam(network: EmbeddingModel, images: Tensor, score: Score, targets: Tensor) -> Tensor:

@@ -27,16 +27,14 @@ Target = Literal["predicted", "label"]
 
 
 def attention(network: EmbeddingModel, config: AugmentConfig) -> Coarse:
-    """Return the source of the head's attention maps; it raises UserError for a head without."""
+    """Return the source of the gate's maps, of several the mean; it raises UserError for a network without one."""
 
     @torch.no_grad()
     def of(images: Tensor, labels: Tensor) -> Tensor:
         maps = network(images).maps
         if maps is None:
-            raise UserError(
-                "This run has no attention maps: its head has none, or they are switched off (model.head.attention)."
-            )
-        return maps[:, 0].float()
+            raise UserError("This run has no attention maps: its network has no gate (model.gate).")
+        return maps.float().mean(dim=1)
 
     return _coarse(network, config, of)
 

@@ -24,7 +24,7 @@ from data_shards.errors import UserError
 from data_shards.loader import eval_images
 from data_shards.reader import SplitReader
 from trainer.backbones.initialise import fill_normal
-from trainer.optim import rate_factor
+from trainer.optim import Rates
 from trainer.segmentation.protocol import MapMaker, Maps, Places, Rows
 
 Labels = Callable[[Rows], Tensor]  # places among the training rows (n,) -> (n, S, S) bool
@@ -93,13 +93,13 @@ def train_unet(
     if config.size < _LEAST_PIXELS:
         raise UserError(f"a U-Net needs images of {_LEAST_PIXELS} pixels at least, data.image_size is {config.size}")
     network = unet(config.channels, options).to(device).train()
-    loss_of = DiceCELoss(sigmoid=True)
+    loss_of, rates = DiceCELoss(sigmoid=True), Rates("cosine", options.epochs)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.lr)
     with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         for progress, places, flips in batches(len(rows), reader.sample_ids[rows], options):
             images = flipped(eval_images(reader, rows[places], config), flips).to(device)
             masks = flipped(labels(places), flips)[:, None].to(device)
-            optimiser.param_groups[0]["lr"] = options.lr * rate_factor("cosine", progress, options.epochs, 0.0)
+            optimiser.param_groups[0]["lr"] = options.lr * rates.factor(progress)
             loss = loss_of(network(images), masks.float())
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -21,7 +21,8 @@ from trainer import distributed
 from trainer.backbones.from_monai import MODELS, by_name
 from trainer.backbones.resnet import ResNet
 from trainer.engines.ddp import DDPEngine
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
 from trainer.model import EmbeddingModel
@@ -238,7 +239,9 @@ def test_start_is_a_function_of_the_seed() -> None:
 def _step(model: str, deterministic: bool) -> tuple[float, str]:
     """Take two steps of the engine; return the least that a parameter moved, and a hash of all of them."""
     backbone = by_name(model)(levels=2, in_channels=1, norm="group")
-    network = EmbeddingModel(backbone, AttentionEmbedding(backbone.channels[-1], 12, hidden=(8, 4)))
+    network = EmbeddingModel(
+        backbone, LinearEmbedding(backbone.channels[-1], 12), gate.convolutions(backbone, hidden=(8, 4))
+    )
     before = [p.detach().clone() for p in network.parameters()]
     pieces = 2 if deterministic else 1
     engine = DDPEngine(

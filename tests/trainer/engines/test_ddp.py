@@ -15,7 +15,8 @@ from trainer import distributed
 from trainer.backbones.small import SmallResNet
 from trainer.engines.ddp import DDPEngine
 from trainer.engines.replicas import ReplicasDiffer
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
 from trainer.model import EmbeddingModel
@@ -23,7 +24,7 @@ from trainer.model import EmbeddingModel
 
 def make_model() -> EmbeddingModel:
     backbone = SmallResNet(widths=(8, 16), blocks=(1, 1), in_channels=1, seed=3)
-    return EmbeddingModel(backbone, AttentionEmbedding(16, 12, hidden=(8, 4), seed=3))
+    return EmbeddingModel(backbone, LinearEmbedding(16, 12, seed=3), gate.convolutions(backbone, hidden=(8, 4), seed=3))
 
 
 def global_loss(vectors: Tensor) -> Tensor:
@@ -184,7 +185,9 @@ def test_a_flipped_bit_of_one_rank_is_noticed_and_the_rank_named(world: int, fli
 
 def _own_statistics() -> bool:
     backbone = SmallResNet(widths=(8, 16), blocks=(1, 1), in_channels=1, seed=3, norm="batch")
-    model = EmbeddingModel(backbone, AttentionEmbedding(16, 12, hidden=(8, 4), seed=3))
+    model = EmbeddingModel(
+        backbone, LinearEmbedding(16, 12, seed=3), gate.convolutions(backbone, hidden=(8, 4), seed=3)
+    )
     engine = DDPEngine(model, lambda m: torch.optim.Adam(m.parameters()))
     assert _step(engine, "") is None
     engine.check_replicas(1)

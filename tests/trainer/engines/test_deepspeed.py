@@ -23,7 +23,8 @@ from trainer.engines.base import Engine
 from trainer.engines.ddp import DDPEngine
 from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
 from trainer.engines.replicas import ReplicasDiffer
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.losses.margin import margin_loss
 from trainer.miners import all_triplets
 from trainer.model import EmbeddingModel
@@ -62,7 +63,9 @@ CASES: dict[str, Case] = {
 def make_engine(case: Case) -> Engine:
     precision, optimiser, pieces, zero = case
     backbone = SmallResNet(widths=(8, 16), blocks=(1, 1), in_channels=1, seed=3)
-    model = EmbeddingModel(backbone, AttentionEmbedding(16, 13, hidden=(8, 4), seed=3))
+    model = EmbeddingModel(
+        backbone, LinearEmbedding(16, 13, seed=3), gate.convolutions(backbone, hidden=(8, 4), seed=3)
+    )
     model = model.to(memory_format=torch.channels_last)
     make = OPTIMISERS[optimiser]
 

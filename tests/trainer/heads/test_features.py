@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.backbones.small import SmallResNet
 from trainer.heads.features import PooledFeatures
 from trainer.model import EmbeddingModel
 from trainer.optim import parameter_groups
@@ -14,14 +15,14 @@ def test_vectors_are_the_pooled_last_level() -> None:
     head = PooledFeatures(6, 6)
     level = torch.randn(2, 6, 3, 4)
     keep = torch.tensor([[2.0, 0, 2, 0, 2, 0]]).expand(2, 6)
-    found = head([torch.randn(2, 3, 8, 8), level], keep)
+    found = head([level], keep)
     torch.testing.assert_close(found.vectors, level.mean((2, 3)) * keep)
     torch.testing.assert_close(found.features.norm(dim=1), torch.ones(2))
     assert found.maps is None
 
 
 def test_it_has_no_rows_and_no_group_of_its_own() -> None:
-    model = EmbeddingModel(torch.nn.Conv2d(3, 6, 1), PooledFeatures(6, 6))
+    model = EmbeddingModel(SmallResNet((6,), (1,)), PooledFeatures(6, 6))
     assert model.rows == {}
     assert len(parameter_groups(model, 0.1, 0.2)) == 1
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trainer.backbones.small import SmallResNet
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.model import EmbeddingModel
 from trainer.segmentation.grad_cam import class_maps, similarities, similarity_maps
 from trainer.subspaces.partition import SubspacePartition
@@ -16,7 +17,8 @@ from trainer.subspaces.partition import SubspacePartition
 @pytest.fixture(scope="module")
 def network() -> EmbeddingModel:
     """Return a small network with an attention gate, random weights."""
-    return EmbeddingModel(SmallResNet((4, 8), (1, 1), seed=3), AttentionEmbedding(8, 6, hidden=(5, 4), seed=3))
+    backbone = SmallResNet((4, 8), (1, 1), seed=3)
+    return EmbeddingModel(backbone, LinearEmbedding(8, 6, seed=3), gate.convolutions(backbone, hidden=(5, 4), seed=3))
 
 
 def lit(map_: Tensor) -> list[tuple[int, int]]:
@@ -91,7 +93,7 @@ def test_a_map_is_the_formula(network: EmbeddingModel, subspace: int | None) -> 
     network.eval()
     for i in range(3):
         level = network.backbone(images[i : i + 1])[-1].detach().requires_grad_()
-        own, other = network.head([level]).vectors, network(others[i : i + 1]).vectors.detach()
+        own, other = network.embed([level]).vectors, network(others[i : i + 1]).vectors.detach()
         if subspace is None:
             score = (partition.normalize(own) * partition.normalize(other)).sum()
         else:
@@ -111,7 +113,7 @@ def test_a_classifier_on_a_network_is_the_formula(network: EmbeddingModel) -> No
     network.eval()
     for i, target in enumerate(targets.tolist()):
         level = network.backbone(images[i : i + 1])[-1].detach().requires_grad_()
-        logit = network.head([level]).vectors[0] @ weight[target] + bias[target]
+        logit = network.embed([level]).vectors[0] @ weight[target] + bias[target]
         (gradient,) = torch.autograd.grad(logit, level)
         expected = (gradient.mean(dim=(2, 3), keepdim=True) * level.detach()).sum(1).clamp(min=0)[0]
         torch.testing.assert_close(found[i], expected)

@@ -11,7 +11,8 @@ from data_shards.errors import UserError
 from data_shards.loader import eval_images
 from data_shards.reader import ShardFolder
 from trainer.backbones.small import SmallResNet
-from trainer.heads.attention import AttentionEmbedding
+from trainer.heads import gate
+from trainer.heads.linear import LinearEmbedding
 from trainer.model import EmbeddingModel
 from trainer.segmentation import sources
 from trainer.segmentation.grad_cam import class_maps
@@ -21,7 +22,9 @@ CONFIG = AugmentConfig(size=32)
 
 
 def network(attention: bool = True) -> EmbeddingModel:
-    return EmbeddingModel(SmallResNet((4, 8), (1, 1)), AttentionEmbedding(8, 6, hidden=(5, 4), attention=attention))
+    backbone = SmallResNet((4, 8), (1, 1))
+    mask = gate.convolutions(backbone, hidden=(5, 4)) if attention else None
+    return EmbeddingModel(backbone, LinearEmbedding(8, 6), mask)
 
 
 def test_attention_is_the_heads_map(phantoms: ShardFolder) -> None:

@@ -1,0 +1,58 @@
+"""What a backbone is: images -> levels, each made from the one before it, so that a gate can stand between two.
+
+Legend: B batch, C channels, H and W pixels, C_i and s_i channels and stride of level i, counted from 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data_shards.errors import UserError
+
+
+class Backbone(nn.Module):
+    """(B, C, H, W) -> a level (B, C_i, H / s_i, W / s_i) per stage, finest first.
+
+    For `trainer.weights` it may name its `parts`, the modules that it uses whole, and the `dialects` in which other
+    libraries spell its parameters. `enterable` says that `level` is there.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    enterable = True
+
+    def level(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Return level i of level i - 1, or of the images if i is 0."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the levels, finest first."""
+        return self.up_to(len(self.channels) - 1, images)
+
+    def up_to(self, last: int, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the levels from 0 to `last`."""
+        x, levels = images, []
+        for i in range(last + 1):
+            x = self.level(i, x)
+            levels.append(x)
+        return levels
+
+    def beyond(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Return the last level of level i."""
+        for behind in range(i + 1, len(self.channels)):
+            x = self.level(behind, x)
+        return x
+
+    def same_size_stage(self, i: int, seed: int) -> nn.Module:
+        """Return another stage like that of level i >= 1, (B, C_{i-1}, h, w) -> (B, C_i, h, w), from start weights of
+        its own: the trunk of a mask.
+
+        Raises:
+            UserError: its stages cannot be had twice.
+        """
+        raise UserError(f"a {type(self).__name__} has no stages to make a mask of; use model.gate.name convolutions")
+
+    def pointwise(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
+        """Return a 1x1 convolution and a norm, as this network has them."""
+        raise NotImplementedError
