@@ -1,4 +1,4 @@
-"""A split to train on: an image that is damaged or cannot be decoded is replaced by another one, and told.
+"""A split to train on: all of it or a part, and an image that is damaged or cannot be decoded is replaced, and told.
 
 The substitute is an intact image of the same class, the first in an order keyed by (seed, sample id). Being intact is a
 property of the file, so ranks, loader workers and resumed runs choose alike without a word. Labels, sample ids and
@@ -21,6 +21,7 @@ from data_shards.decode import UInt8Array
 from data_shards.errors import DataIntegrityError
 from data_shards.manifest import Manifest
 from data_shards.reader import CorruptImage, SplitReader
+from data_shards.subset import part_of
 
 Tell = Callable[..., None]
 T = TypeVar("T")
@@ -42,9 +43,15 @@ class TrainingReader(SplitReader):
         seed: int = 0,
         max_corrupt: float = 0.0,
         tell: Tell | None = None,
+        fraction: float = 1.0,
     ) -> None:
-        """Replace up to the fraction `max_corrupt` of the rows; `tell(sample_id=, path=, reason=)` hears of each."""
+        """Keep a `fraction` of every class (subset.py), of which up to `max_corrupt` may be replaced.
+
+        `tell(sample_id=, path=, reason=)` hears of each image that is.
+        """
         super().__init__(folder, manifest, name, verify)
+        if fraction < 1:
+            self.keep(part_of(self.labels, self.sample_ids, fraction, seed))
         self._seed, self._max_corrupt, self._tell = seed, max_corrupt, tell
         self._told: set[int] = set()
 

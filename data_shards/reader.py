@@ -101,11 +101,19 @@ class SplitReader:
         self.factors = {key: np.concatenate([shard.factors[key] for shard in shards]) for key in manifest.factors}
         self.has_masks = any(shard.num_masks for shard in shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._kept = np.arange(len(self.labels))  # row -> its place in the shards, one after the other
         self._shape = self._common_shape()
         self.bad: dict[int, str] = {}  # row -> why it was replaced
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Forget all rows but these, which are rows 0, 1, ... from now on; sample ids stay what they are."""
+        self._kept = self._kept[rows]
+        self.labels, self.sample_ids, self.groups = self.labels[rows], self.sample_ids[rows], self.groups[rows]
+        self.factors = {key: values[rows] for key, values in self.factors.items()}
+        self.has_masks = len(self.masked_rows()) > 0
 
     def admit(self, found: Mapping[int, str], tell: bool = True) -> None:
         """Take note of rows that a copy of this reader has replaced: none."""
@@ -134,12 +142,11 @@ class SplitReader:
         if self._manifest.stored != "raw":
             return np.stack([self.image(int(row)) for row in wanted])
         result = np.empty((len(wanted), *self._shape), dtype=np.uint8)
-        owners = self._owner(wanted)
+        owners, places = self._places(wanted)
         for index in np.unique(owners):
-            shard, places = self._shards[index], np.flatnonzero(owners == index)
-            local = wanted[places] - self._starts[index]
-            self._check(shard, local.tolist(), wanted[places].tolist())
-            result[places] = shard.raw_images(self._shape)[local]
+            shard, here = self._shards[index], np.flatnonzero(owners == index)
+            self._check(shard, places[here].tolist(), wanted[here].tolist())
+            result[here] = shard.raw_images(self._shape)[places[here]]
         return result
 
     def uniform_shape(self) -> tuple[int, int, int] | None:
@@ -160,7 +167,7 @@ class SplitReader:
 
     def masked_rows(self) -> npt.NDArray[np.int64]:
         """Return the rows whose image has a mask, ascending; no mask is read."""
-        return np.flatnonzero(np.concatenate([shard.has_mask for shard in self._shards]))
+        return np.flatnonzero(np.concatenate([shard.has_mask for shard in self._shards])[self._kept])
 
     def path(self, row: int) -> str:
         """Return where an image came from, relative to its source."""
@@ -190,14 +197,17 @@ class SplitReader:
                 raise DataIntegrityError(f"{shard.path} holds images that are not raw pixels of their stated size.")
             self._shards.append(shard)
 
-    def _owner(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _places(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return for (N,) rows the number of the shard that holds each, and its place there."""
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"row {rows.min()}..{rows.max()} of a split with {len(self)} rows")
-        return np.searchsorted(self._starts, rows, side="right") - 1
+        places = self._kept[rows]
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        return owners, places - self._starts[owners]
 
     def _locate(self, row: int) -> tuple[ShardFile, int]:
-        index = int(self._owner(np.array([row]))[0])
-        return self._shards[index], int(row - self._starts[index])
+        owners, places = self._places(np.array([row]))
+        return self._shards[owners[0]], int(places[0])
 
     def _check(self, shard: ShardFile, local: list[int], rows: list[int]) -> None:
         """Raise CorruptImage for the first of some images (`local` in the shard, `rows` of the split) that changed."""

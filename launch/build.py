@@ -119,7 +119,7 @@ def build_missing_shards(config: RunConfig) -> None:
 def open_splits(
     config: RunConfig, tell: Callable[..., None] | None = None
 ) -> tuple[ShardFolder, SplitReader, SplitReader, SplitReader | None]:
-    """Return the shard folder and its train, validation and (if there is one) test split.
+    """Return the shard folder and its train (the part that data.fraction says), validation and, if any, test split.
 
     `tell(sample_id=, path=, reason=)` hears of images of the train split that are replaced.
 
@@ -130,8 +130,9 @@ def open_splits(
     if not path.exists():
         raise UserError(f"there are no shards at {path}: build them with 'subspace shards build SOURCE {path}'")
     folder = open_shards(path, verify=config.data.verify)
-    replacing = partial(TrainingReader, seed=config.seed, max_corrupt=config.data.max_corrupt, tell=tell)
-    train, validation = folder.split("train", replacing), folder.split("validation")
+    data = config.data
+    made = partial(TrainingReader, seed=config.seed, max_corrupt=data.max_corrupt, tell=tell, fraction=data.fraction)
+    train, validation = folder.split("train", made), folder.split("validation")
     for split in (train, validation):
         if len(set(split.labels.tolist())) < 2:
             raise UserError(f"the {split.name} split of {path} has one class only; metric learning needs at least two")

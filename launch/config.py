@@ -71,6 +71,9 @@ class DataSection(Section):
     shards: str
     build: str | None = Field(None, description="source to build the shards from when they do not exist, e.g. 'digits'")
     build_options: dict[str, Any] = Field(default_factory=dict)
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="of every class of the training split that is trained on; keyed by seed, nested"
+    )
     image_size: Pixels = 224
     resize: Pixels | None = None
     channels: Literal[1, 3] = 3
