@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from data_shards.augment import AugmentConfig
 from data_shards.loader import eval_images
+from data_shards.otsu import otsu
 from data_shards.reader import SplitReader
 from trainer.segmentation.protocol import MapMaker, Maps, Method, Rows
 
@@ -26,22 +26,6 @@ def grey_levels(images: Tensor, config: AugmentConfig) -> Tensor:
     shades = images * std[:, None, None] + mean[:, None, None]
     weights = torch.tensor(_LUMA if config.channels == 3 else (1.0,))
     return (shades * weights[:, None, None]).sum(dim=1).clamp(0, 1)
-
-
-def otsu(shades: npt.NDArray[np.uint8]) -> int:
-    """Return the shade t that parts values <= t from those above with the least variance within the parts.
-
-    Otsu 1979, "A Threshold Selection Method from Gray-Level Histograms" (https://doi.org/10.1109/TSMC.1979.4310076).
-    An image of one shade gives that shade.
-    """
-    counts = np.bincount(shades.ravel(), minlength=256).astype(np.float64)
-    number, total = counts.cumsum(), (counts * np.arange(256)).cumsum()
-    rest = number[-1] - number
-    parted = (number > 0) & (rest > 0)
-    if not parted.any():
-        return int(shades.flat[0])
-    means = total / np.maximum(number, 1), (total[-1] - total) / np.maximum(rest, 1)
-    return int(np.where(parted, number * rest * (means[0] - means[1]) ** 2, -1.0).argmax())
 
 
 def parted(grey: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Baselines that need no network: Otsu by its definition, grey levels, all foreground."""
+"""Baselines that need no network: grey levels, Otsu's parts, all foreground."""
 
 from __future__ import annotations
 
@@ -8,28 +8,12 @@ import torch
 
 from data_shards.augment import AugmentConfig
 from data_shards.loader import eval_images
+from data_shards.otsu import otsu
 from data_shards.reader import ShardFolder
 from trainer.segmentation.protocol import judge, splits
-from trainer.segmentation.simple import grey_levels, otsu, simple_methods
+from trainer.segmentation.simple import grey_levels, simple_methods
 
 CONFIG = AugmentConfig(size=32)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_otsu_has_the_least_variance_within(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    dark, bright = rng.normal(60, 20, 300 + 50 * seed), rng.normal(150, 30, 500)
-    shades = np.clip(np.concatenate([dark, bright]), 0, 255).astype(np.uint8)
-
-    def within(t: int) -> float:
-        parts = [p.astype(float) for p in (shades[shades <= t], shades[shades > t]) if len(p)]
-        return sum(len(p) * p.var() for p in parts)
-
-    assert within(otsu(shades)) == pytest.approx(min(within(t) for t in range(256)))
-
-
-def test_otsu_of_one_shade() -> None:
-    assert otsu(np.full((5, 5), 77, np.uint8)) == 77
 
 
 def test_grey_levels_are_those_of_the_stored_image(phantoms: ShardFolder) -> None:
