@@ -13,7 +13,7 @@ from data_shards.schema import known_split
 from data_shards.sources.listing import Listing, Record, class_names
 from data_shards.sources.splits import complete
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
 
 
 def read(
@@ -31,7 +31,7 @@ def read(
     first n characters of the file name. `classes` ("a,b,c") fixes which classes there are and
     their order. Files of other formats are listed too and end up in rejected.csv by content.
     """
-    records, notes = complete(list_images(path, _SUFFIXES, group), validation, test, seed)
+    records, notes = complete(list_images(path, IMAGE_SUFFIXES, group), validation, test, seed)
     return Listing(path.name, class_names(records, classes), tuple(records), root=path, warnings=tuple(notes))
 
 
