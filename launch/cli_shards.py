@@ -33,7 +33,7 @@ def build(
     """Build a shard folder from images.
 
     Args:
-        source: folder:PATH, table:LABELS.csv, isic19:PATH, mura:PATH, hyperkvasir:PATH, kimia_path24:PATH,
+        source: folder:PATH, table:LABELS.csv, isic19:PATH, mura:PATH, hyperkvasir:PATH, kimia_path24:PATH, wsi:PATH,
             dicom:PATH, digits, phantoms.
         dest: the folder to make; must not exist.
         overrides: key=value options of the source, anywhere.
