@@ -19,6 +19,7 @@ import torch
 Array = npt.NDArray[Any]
 _ROW_BITS = 29
 _REMOVED = np.iinfo(np.int64).max
+_FARTHEST = 2**34 - 1  # of two opposite vectors of the largest norm; one more would not fit beside the row
 _MAX_CELLS = 2**24
 
 
@@ -70,7 +71,7 @@ class Space:
         """Return rows (n, k), -1 where none is left, and squared distances (n, k) of a chunk's nearest, in order."""
         squared = self.squared_norms[part, None] + self.squared_norms[None, :]
         squared = squared.addmm_(self.gallery[part], self.gallery.T, alpha=-2.0)
-        keys = (squared / self.quantum).round_().clamp_(min=0).long()
+        keys = (squared / self.quantum).round_().clamp_(0, _FARTHEST).long()
         keys = (keys << _ROW_BITS) | torch.arange(self.num_samples, device=keys.device)
         keys.masked_fill_(torch.from_numpy(removed).to(keys.device), _REMOVED)
         first = _smallest(keys, k)

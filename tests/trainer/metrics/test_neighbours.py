@@ -47,6 +47,13 @@ def test_more_neighbours_than_samples() -> None:
     assert distances[:, 0] == pytest.approx(np.sqrt([2.0, 2.0]))
 
 
+def test_the_opposite_of_the_longest_vector_is_the_farthest() -> None:
+    """Its distance is the largest that there can be, and must not run over into the sign."""
+    rows, distances = neighbours(np.array([[1.0], [-1.0], [0.5], [0.9]]), 3)
+    assert rows.tolist() == [[3, 2, 1], [2, 3, 0], [3, 0, 1], [0, 2, 1]]
+    assert distances[0] == pytest.approx([0.1, 0.5, 2.0])
+
+
 def test_an_empty_group_name_is_no_group() -> None:
     codes = group_codes(np.array(["x", "", "y", "", "x"], dtype=object))
     assert len(set(codes.tolist())) == 4
