@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from trainer.metrics.neighbours import group_codes, neighbours
+from trainer.metrics.neighbours import Space, group_codes, neighbours
 
 
 def test_equal_scikit_learn_on_random_vectors() -> None:
@@ -63,3 +63,40 @@ def test_an_empty_group_name_is_no_group() -> None:
 def test_refuses_what_is_not_finite() -> None:
     with pytest.raises(ValueError, match="not finite"):
         neighbours(np.array([[0.0], [np.nan]], dtype=np.float32), 1)
+
+
+def test_another_gallery_equals_scikit_learn_and_ties_go_to_the_lower_row() -> None:
+    rng = np.random.default_rng(2)
+    gallery = rng.standard_normal((50, 6))
+    gallery[25:] = gallery[:25]
+    queries = np.concatenate([rng.standard_normal((20, 6)), gallery[:3]])
+    space = Space(queries, gallery=gallery)
+    for chunk in (1, 8, 1000):
+        for part, removed in space.chunks(chunk):
+            rows, squared = space.nearest(part, removed, 6)
+            exact = ((queries[part, None] - gallery[None]) ** 2).sum(axis=2)
+            assert np.array_equal(rows, np.argsort(exact.round(9), axis=1, kind="stable")[:, :6])
+            np.testing.assert_allclose(squared, np.take_along_axis(exact, rows, 1), atol=1e-8)
+    assert not removed.any()  # a copy of a query in another gallery is a neighbour like any other
+    assert space.nearest(slice(20, 23), np.zeros((3, 50), bool), 2)[0].tolist() == [[0, 25], [1, 26], [2, 27]]
+
+
+def test_own_group_is_removed_from_another_gallery() -> None:
+    space = Space(
+        np.array([[0.0], [1.0]]), np.array(["a", ""]), np.array([[0.0], [2.0], [5.0]]), np.array(["a", "", "a"])
+    )
+    ((part, removed),) = space.chunks(9)
+    assert removed.tolist() == [[True, False, True], [False] * 3]
+    assert space.nearest(part, removed, 3)[0].tolist() == [[1, -1, -1], [0, 1, 2]]
+    with pytest.raises(ValueError, match="together"):
+        Space(np.eye(2), np.array(["a", "b"]), np.eye(2))
+
+
+def test_other_vectors_of_the_queries_ask_the_same_gallery() -> None:
+    space = Space(np.array([[0.0], [1.0], [4.0]]))
+    moved = space.asking(torch.tensor([[4.0], [1.0], [0.0]]))
+    ((part, removed),) = moved.chunks(9)
+    assert moved.nearest(part, removed, 2)[0].tolist() == [[2, 1], [0, 2], [0, 1]]
+    inside = moved.inside()
+    assert inside.quantum == moved.quantum
+    assert inside.nearest(part, removed, 2)[0].tolist() == [[1, 2], [0, 2], [1, 0]]

@@ -10,7 +10,8 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from data_shards.errors import UserError
-from trainer.metrics.retrieval import query_scores, retrieval_scores
+from trainer.metrics.neighbours import Space
+from trainer.metrics.retrieval import mean_scores, query_scores, ranked_scores, retrieval_scores
 
 
 def sample(size: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +119,28 @@ def test_values_of_queries_are_those_of_a_slow_loop() -> None:
         for row in rows:
             assert found[ours][int(row["query"])] == pytest.approx(row[theirs]), ours
     assert query_scores(np.zeros((0, 3)), np.zeros(0))["num_relevant"].shape == (0,)
+
+
+def test_another_gallery_equals_pytorch_metric_learning() -> None:
+    vectors, labels = sample(150, 4, seed=6)
+    queries, gallery = slice(0, 40), slice(40, 150)
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r", "r_precision"),
+        knn_func=by_brute_force,
+        kmeans_func=by_brute_force,
+        device=torch.device("cpu"),
+    )
+    expected = calculator.get_accuracy(vectors[queries], labels[queries], vectors[gallery], labels[gallery])
+    space = Space(vectors[queries], gallery=vectors[gallery])
+    each = ranked_scores(space, labels[queries], labels[gallery], chunk=7)
+    found = mean_scores(each, labels[queries])
+    assert found["recall"]["1"] == pytest.approx(expected["precision_at_1"], abs=1e-12)
+    assert found["map_at_r"] == pytest.approx(expected["mean_average_precision_at_r"], abs=1e-12)
+    assert found["r_precision"] == pytest.approx(expected["r_precision"], abs=1e-12)
+    first = labels[gallery][each["nearest_row"].astype(int)]
+    assert np.array_equal(first == labels[queries], each["nearest"] == 1)
+
+
+def test_labels_fit_their_sides() -> None:
+    with pytest.raises(ValueError, match="3 and 2 vectors but 3 and 3 labels"):
+        ranked_scores(Space(np.eye(3), gallery=np.eye(3)[:2]), np.arange(3), np.arange(3))
