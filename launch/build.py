@@ -331,7 +331,7 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
         ),
         evaluate_every=config.evaluate.every,
         nmi_seeds=config.evaluate.nmi_seeds_while_training,
-        exclude_groups=config.evaluate.exclude_groups,
+        exclude=config.evaluate.exclude,
         monitor=config.growth.monitor,
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,

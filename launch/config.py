@@ -205,7 +205,9 @@ class EvaluateSection(Section):
     batch_size: Count = 64
     nmi_seeds: Count = Field(10, description="k-means seeds of the final scores")
     nmi_seeds_while_training: Count = 1
-    exclude_groups: bool = Field(False, description="remove gallery images of the query's own group (patient, lesion)")
+    exclude: Literal["none", "group", "scan"] = Field(
+        "none", description="leave images of the query's own group (patient, lesion) or scan out of its gallery"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
 
 

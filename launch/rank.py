@@ -155,11 +155,11 @@ def evaluate_split(
         return {}
     settings = config.evaluate
     vectors = embedded["vectors"]
-    found = evaluate.scores(vectors, split, partition, settings.nmi_seeds, settings.exclude_groups, per_subspace=True)
+    found = evaluate.scores(vectors, split, partition, settings.nmi_seeds, settings.exclude, per_subspace=True)
     found.update(class_names=list(split.classes), widths=list(partition.widths))
     target = run / "evaluation"
     target.mkdir(exist_ok=True)
-    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude_groups)
+    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude)
     write_text(target / f"{split.name}.json", json.dumps(found, indent=1) + "\n")
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,13 @@ from trainer import distributed
 from trainer.heads.embedded import Embedded
 from trainer.metrics.clustering import clustering_scores
 from trainer.metrics.information import information
-from trainer.metrics.neighbours import neighbours
+from trainer.metrics.neighbours import group_codes, neighbours
 from trainer.metrics.retrieval import retrieval_scores
 from trainer.model import EmbeddingModel
 from trainer.subspaces.partition import SubspacePartition
 
 Array = npt.NDArray[Any]
+Exclude = Literal["none", "group", "scan"]
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,33 @@ def embed_split(
     return whole
 
 
+def owners(reader: SplitReader, exclude: Exclude) -> Array | None:
+    """Return (S,) names: an image is left out of the gallery of all others of its name; None: only of its own.
+
+    "group" is the column of the shards (patient, lesion), "" being none. "scan" is the file that a patch was cut from:
+    the path in front of "#", as in "scan3.tif#x=2000,y=0"; an image that was not cut is its own.
+    """
+    if exclude == "group":
+        return np.asarray(reader.groups)
+    if exclude == "scan":
+        return np.array([reader.path(row).partition("#")[0] for row in range(len(reader))])
+    return None
+
+
 def scores(
     vectors: Array,
     reader: SplitReader,
     partition: SubspacePartition,
     nmi_seeds: int,
-    exclude_groups: bool = False,
+    exclude: Exclude = "none",
     per_subspace: bool = False,
 ) -> dict[str, Any]:
-    """Return the scores of design section 6 for (S, D) vectors of a split."""
+    """Return the scores of design section 6 for (S, D) vectors of a split: of leave-one-out, what is excluded apart."""
     labels = np.asarray(reader.labels)
-    groups = np.asarray(reader.groups) if exclude_groups else None
+    groups = owners(reader, exclude)
     found = {
         "split": reader.name,
+        "exclude": exclude,
         "num_samples": len(labels),
         "num_classes": len(np.unique(labels)),
         **clustering_scores(vectors, labels, seeds=nmi_seeds),
@@ -127,14 +142,23 @@ def monitored(found: dict[str, Any], name: str) -> float:
     return float(found["recall"]["1"]) if name == "recall_at_1" else float(found[name])
 
 
-def write_arrays(path: Any, embedded: dict[str, Array], reader: SplitReader, exclude_groups: bool = False) -> None:
+def has_relevant(labels: Array, groups: Array | None) -> npt.NDArray[np.bool_]:
+    """Return (S,): is there another image of the class, of another group?"""
+    names = np.arange(len(labels)) if groups is None else group_codes(groups)
+    _, classes, in_class = np.unique(labels, return_inverse=True, return_counts=True)
+    _, both, alike = np.unique(np.stack([labels, names]), axis=1, return_inverse=True, return_counts=True)
+    return in_class[classes.reshape(-1)] > alike[both.reshape(-1)]
+
+
+def write_arrays(path: Any, embedded: dict[str, Array], reader: SplitReader, exclude: Exclude = "none") -> None:
     """Write vectors, maps, labels and the ten nearest neighbours of a split as safetensors, for the report."""
-    groups = np.asarray(reader.groups) if exclude_groups else None
+    groups = owners(reader, exclude)
     found, distances = neighbours(embedded["vectors"], min(10, len(reader) - 1), groups=groups)
     arrays = {
         **embedded,
         "sample_ids": np.asarray(reader.sample_ids, dtype=np.int64),
         "labels": np.asarray(reader.labels, dtype=np.int64),
+        "asked": has_relevant(np.asarray(reader.labels), groups).astype(np.uint8),
         "neighbours": np.asarray(found, dtype=np.int64),
         "neighbour_distances": np.asarray(distances, dtype=np.float32),
     }

@@ -43,6 +43,8 @@ that the inner product of two vectors is the mean cosine of their blocks.
 
 ## Scores
 
+Retrieval is leave-one-out: an image is searched among the others of its split, without those of what is excluded.
+
 {scores}
 
 ## Limits
@@ -55,18 +57,13 @@ it was trained on; they are no diagnosis. Check for shifts of scanner, site and 
 def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
     """Return the scores of each split as a Markdown table."""
     lines = [
-        "| split | images | classes | NMI | AMI | recall@1 | macro recall@1 | MAP@R |",
-        "|---|---|---|---|---|---|---|---|",
+        "| split | images | classes | NMI | AMI | excluded | recall@1 | macro recall@1 | MAP@R |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for split, found in evaluations.items():
-        numbers = (
-            found["nmi"]["mean"],
-            found["ami"]["mean"],
-            found["recall"]["1"],
-            found["macro_recall_at_1"],
-            found["map_at_r"],
-        )
-        cells = " | ".join(f"{number:.4f}" for number in numbers)
+        numbers = (found["recall"]["1"], found["macro_recall_at_1"], found["map_at_r"])
+        agreement = " | ".join(f"{found[name]['mean']:.4f}" for name in ("nmi", "ami"))
+        cells = " | ".join((agreement, found["exclude"], *(f"{number:.4f}" for number in numbers)))
         lines.append(f"| {split} | {found['num_samples']} | {found['num_classes']} | {cells} |")
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ class LoopOptions:
     rates: Rates
     evaluate_every: int
     nmi_seeds: int
-    exclude_groups: bool
+    exclude: evaluate.Exclude
     monitor: str
     min_delta: float
     checkpoint_every_steps: int | None
@@ -258,9 +258,7 @@ class Loop:
             raise NonFinite(diverged("the vectors of the validation split", state.step))
         found = None
         if self.leader:
-            found = evaluate.scores(
-                vectors, self.validation, state.partition, options.nmi_seeds, options.exclude_groups
-            )
+            found = evaluate.scores(vectors, self.validation, state.partition, options.nmi_seeds, options.exclude)
         return distributed.broadcast_json(found)
 
     def _report(self, scores: dict[str, Any] | None) -> Change | None:

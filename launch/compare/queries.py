@@ -22,6 +22,7 @@ from sklearn.metrics.cluster import contingency_matrix, expected_mutual_informat
 from data_shards.errors import DataIntegrityError, intact
 from data_shards.files import sha256_of
 from launch.config import RunConfig, stored_config
+from trainer.evaluate import owners
 from trainer.metrics.clustering import clusterings
 from trainer.metrics.retrieval import query_scores
 from trainer.tensor_file import read_tensors
@@ -53,7 +54,7 @@ def read_queries(run: Path, split: str, tell: Callable[[str], None]) -> Queries:
 
     Raises:
         DataIntegrityError: the vectors are missing or damaged.
-        UserError: groups are excluded, and the shards that know them are gone.
+        UserError: groups or scans are excluded, and the shards that know them are gone.
     """
     config = stored_config(run)
     source = run / "evaluation" / f"{split}.safetensors"
@@ -75,7 +76,7 @@ def read_queries(run: Path, split: str, tell: Callable[[str], None]) -> Queries:
 
 
 def _key(source: Path, config: RunConfig) -> str:
-    facts = (_FORMAT, sha256_of(source), config.evaluate.nmi_seeds, config.evaluate.exclude_groups)
+    facts = (_FORMAT, sha256_of(source), config.evaluate.nmi_seeds, config.evaluate.exclude)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -85,7 +86,7 @@ def _computed(source: Path, split: str, config: RunConfig) -> Queries:
     sample_ids = tensors["sample_ids"].long().numpy()
     if not len(vectors) == len(labels) == len(sample_ids):
         raise ValueError("arrays that do not fit together")
-    groups = _groups(config, split, sample_ids) if config.evaluate.exclude_groups else None
+    groups = _groups(config, split, sample_ids)
     found = query_scores(vectors, labels, groups=groups)
     asked = found["num_relevant"] > 0
     clusters = np.stack(clusterings(vectors, len(np.unique(labels)), config.evaluate.nmi_seeds)).astype(np.int64)
@@ -104,14 +105,16 @@ def expected_information(labels: Ints, clusters: Ints) -> float:
     return float(expected_mutual_information(table, len(labels)))
 
 
-def _groups(config: RunConfig, split: str, sample_ids: Ints) -> npt.NDArray[np.str_]:
-    """Return the groups (N,) of a split; the vectors' file does not hold them."""
+def _groups(config: RunConfig, split: str, sample_ids: Ints) -> npt.NDArray[np.str_] | None:
+    """Return whose images are left out of each other's gallery (N,); the vectors' file does not hold it."""
+    if config.evaluate.exclude == "none":
+        return None
     from data_shards.reader import open_shards
 
     reader = open_shards(Path(config.data.shards), verify=False).split(split)
     if not np.array_equal(np.asarray(reader.sample_ids), sample_ids):
         raise DataIntegrityError(f"{config.data.shards} does not hold the {split} images that the run was evaluated on")
-    return np.asarray(reader.groups)
+    return owners(reader, config.evaluate.exclude)
 
 
 def _read(path: Path) -> Queries:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.errors import DataIntegrityError
+from data_shards.errors import DataIntegrityError, UserError
 from launch.compare.cells import Cell
 from launch.report.collect import SPLITS, read_scores, records, score
 from launch.report.tables import metric_name
@@ -52,13 +52,24 @@ def read_result(cell: Cell) -> Result | None:
 
     Raises:
         DataIntegrityError: its files are damaged.
+        UserError: it was evaluated again, with other images excluded than in the comparison.
     """
     status = known_status(cell.run)
     if status.get("state") != "completed":
         return None
+    exclude = cell.config.evaluate.exclude
+    evaluations = {
+        split: found for split in SPLITS if (found := read_scores(cell.run / "evaluation" / f"{split}.json"))
+    }
+    for split, found in evaluations.items():
+        if found.get("exclude", exclude) != exclude:
+            raise UserError(
+                f"the {split} scores of {cell.run} are with evaluate.exclude {found['exclude']}, the comparison is with"
+                f" {exclude}: `subspace evaluate` it again without that override"
+            )
     return Result(
         cell,
-        {split: found for split in SPLITS if (found := read_scores(cell.run / "evaluation" / f"{split}.json"))},
+        evaluations,
         int(status.get("num_subspaces") or 1),
         int(status.get("step") or 0),
         wall_seconds(cell.run),

@@ -38,6 +38,12 @@ class Arrays:
     neighbours: np.ndarray  # (N, k) int64
     distances: np.ndarray  # (N, k) float32
     maps: np.ndarray | None  # (N, h, w) float
+    asked: np.ndarray | None = None  # (N,) bool: is there an image to find? None in older files
+
+    def queries(self) -> np.ndarray:
+        """Return (N,) bool: has the image another one of its class in its gallery, and any neighbour at all?"""
+        _, index, sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
+        return (sizes[index] > 1 if self.asked is None else self.asked) & (self.neighbours[:, 0] >= 0)
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _arrays(path: Path) -> Arrays | None:
     missing = {"sample_ids", "labels", "vectors", "neighbours", "neighbour_distances"} - set(tensors)
     if missing:
         raise DataIntegrityError(f"{path} lacks {sorted(missing)[0]}; run `subspace evaluate` again")
-    maps = tensors.get("maps")
+    maps, asked = tensors.get("maps"), tensors.get("asked")
     arrays = Arrays(
         sample_ids=tensors["sample_ids"].long().numpy(),
         labels=tensors["labels"].long().numpy(),
@@ -187,6 +193,7 @@ def _arrays(path: Path) -> Arrays | None:
         neighbours=tensors["neighbours"].long().numpy(),
         distances=tensors["neighbour_distances"].float().numpy(),
         maps=None if maps is None else maps.float().numpy(),
+        asked=None if asked is None else asked.bool().numpy(),
     )
     if not _agree(arrays):
         raise DataIntegrityError(f"{path} holds arrays that do not fit together; run `subspace evaluate` again")
@@ -202,6 +209,7 @@ def _agree(arrays: Arrays) -> bool:
         and near.shape == arrays.distances.shape
         and len(near) == count
         and bool(((near >= -1) & (near < count)).all())
+        and (arrays.asked is None or arrays.asked.shape == (count,))
         and (arrays.maps is None or (arrays.maps.ndim == 3 and len(arrays.maps) == count))
     )
 

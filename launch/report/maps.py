@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from data_shards import keyed
 from launch.report import figures, theme
-from launch.report.collect import Evaluation
+from launch.report.collect import Arrays, Evaluation
 
 MAX_TSNE_POINTS = 2000  # about 10 s on one core; more points do not make a page-wide map clearer
 MAX_MATRIX_CLASSES = 20
@@ -31,7 +31,6 @@ class Confusion:
 
     classes: np.ndarray  # (C,) int64 labels, ascending
     counts: np.ndarray  # (C, C) int64; row = query, column = neighbour
-    num_lone: int  # queries left out: no other image of their class
 
     @property
     def rates(self) -> np.ndarray:
@@ -49,18 +48,17 @@ class Confusion:
         return [(names[r], names[c], int(wrong[r, c]), float(self.rates[r, c])) for r, c in found]
 
 
-def nearest_confusion(labels: np.ndarray, neighbours: np.ndarray) -> Confusion:
-    """Count classes of first neighbours: labels (N,), neighbours (N, k), -1 = none.
+def nearest_confusion(arrays: Arrays) -> Confusion:
+    """Count classes of first neighbours.
 
-    Queries that are the only image of their class are left out, as in recall@1, so the mean of the diagonal rates is
-    the macro recall@1.
+    Queries that have nothing to find are left out, as in recall@1, so the mean of the diagonal rates is the macro
+    recall@1.
     """
-    classes, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    lone = sizes[index] < 2
-    used = ~lone & (neighbours[:, 0] >= 0)
+    classes, index = np.unique(arrays.labels, return_inverse=True)
+    used = arrays.queries()
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (index[used], index[neighbours[used, 0]]), 1)
-    return Confusion(classes, counts, int(lone.sum()))
+    np.add.at(counts, (index[used], index[arrays.neighbours[used, 0]]), 1)
+    return Confusion(classes, counts)
 
 
 def confusion_figure(evaluation: Evaluation, confusion: Confusion) -> Figure | None:

@@ -164,7 +164,7 @@ def embedding_section(run: Run, gallery: Gallery) -> Record | None:
     evaluation = run.pictured
     if evaluation is None or evaluation.arrays is None or len(evaluation.arrays.labels) < 4:
         return None
-    confusion = maps.nearest_confusion(evaluation.arrays.labels, evaluation.arrays.neighbours)
+    confusion = maps.nearest_confusion(evaluation.arrays)
     worst = confusion.mistakes(8)
     name = evaluation.class_name
     told = "; ".join(f"{name(a)} taken for {name(b)} {count} times" for a, b, count, _ in worst[:3])

@@ -54,12 +54,10 @@ class Overlay:
 def first_right(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Return (N,) bool: is the nearest neighbour of the query's class; and (N,) bool: does the query count at all.
 
-    A query with no neighbour, or alone in its class, does not count, as in recall@1.
+    A query that has no neighbour, or none of its class to find, does not count, as in recall@1.
     """
     labels, nearest = arrays.labels, arrays.neighbours[:, 0]
-    _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    counts = (nearest >= 0) & (sizes[index] > 1)
-    return (labels[np.maximum(nearest, 0)] == labels) & (nearest >= 0), counts
+    return (labels[np.maximum(nearest, 0)] == labels) & (nearest >= 0), arrays.queries()
 
 
 def choose(rows: np.ndarray, labels: np.ndarray, limit: int, seed: int, purpose: str) -> list[int]:

@@ -94,7 +94,7 @@ def test_groups_are_those_of_the_shards(cell: Cell, digits: Path) -> None:
     from trainer.metrics.retrieval import retrieval_scores
 
     data = cell.config.data.model_copy(update={"shards": str(digits)})
-    evaluation = cell.config.evaluate.model_copy(update={"exclude_groups": True})
+    evaluation = cell.config.evaluate.model_copy(update={"exclude": "group"})
     config = cell.config.model_copy(update={"data": data, "evaluate": evaluation})
     (cell.run / "config.yaml").write_text(dump_config(config))
     with pytest.raises(UserError, match="does not hold the test images"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.errors import DataIntegrityError
+from data_shards.errors import DataIntegrityError, UserError
 from launch.compare.cells import Cell, cells
 from launch.compare.results import read_result, split_of, title, wall_seconds, why_missing
 from launch.compare.sweep_file import read_sweep
@@ -46,6 +46,17 @@ def test_a_damaged_evaluation_is_named(cell: Cell) -> None:
     complete(cell)
     (cell.run / "evaluation/test.json").write_text("{")
     with pytest.raises(DataIntegrityError, match=r"test\.json is damaged"):
+        read_result(cell)
+
+
+def test_scores_of_another_protocol_are_not_compared(cell: Cell) -> None:
+    complete(cell)
+    path = cell.run / "evaluation/test.json"
+    scores = json.loads(path.read_text())
+    path.write_text(json.dumps({**scores, "exclude": "none"}))
+    assert read_result(cell) is not None
+    path.write_text(json.dumps({**scores, "exclude": "group"}))
+    with pytest.raises(UserError, match=r"evaluate\.exclude group, the comparison is with none"):
         read_result(cell)
 
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix, recall_score
 
 from launch.report import maps
+from launch.report.collect import Arrays
 from tests.launch.report.make_run import neighbours_of
 
 
@@ -18,9 +19,14 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return vectors, labels, neighbours_of(vectors, 10)[1]
 
 
+def arrays_of(labels: np.ndarray, neighbours: np.ndarray, asked: np.ndarray | None = None) -> Arrays:
+    nothing = np.zeros((len(labels), 1), np.float32)
+    return Arrays(np.arange(len(labels)), labels, nothing, neighbours, nothing, None, asked)
+
+
 def test_confusion_is_that_of_scikit_learn(digits: tuple[np.ndarray, ...]) -> None:
     _, labels, neighbours = digits
-    found = maps.nearest_confusion(labels, neighbours)
+    found = maps.nearest_confusion(arrays_of(labels, neighbours))
     predicted = labels[neighbours[:, 0]]
     assert np.array_equal(found.counts, confusion_matrix(labels, predicted))
     assert found.rates.diagonal().mean() == pytest.approx(recall_score(labels, predicted, average="macro"))
@@ -33,11 +39,17 @@ def test_confusion_is_that_of_scikit_learn(digits: tuple[np.ndarray, ...]) -> No
 def test_lone_queries_and_missing_neighbours_are_left_out() -> None:
     labels = np.array([3, 3, 5, 8, 8])
     neighbours = np.array([[1], [0], [0], [2], [-1]])
-    found = maps.nearest_confusion(labels, neighbours)
+    found = maps.nearest_confusion(arrays_of(labels, neighbours))
     assert found.classes.tolist() == [3, 5, 8]
     assert found.counts.tolist() == [[2, 0, 0], [0, 0, 0], [0, 1, 0]]
-    assert found.num_lone == 1
     assert np.isfinite(found.rates).all()
+
+
+def test_queries_whose_class_is_left_out_of_their_gallery_are_left_out() -> None:
+    labels, neighbours = np.array([3, 3, 5, 5]), np.array([[2], [2], [3], [2]])
+    assert maps.nearest_confusion(arrays_of(labels, neighbours)).counts.tolist() == [[0, 2], [0, 2]]
+    asked = np.array([False, False, True, True])
+    assert maps.nearest_confusion(arrays_of(labels, neighbours, asked)).counts.tolist() == [[0, 0], [0, 2]]
 
 
 def test_sample_rows_is_a_keyed_draw_without_replacement() -> None:
