@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
@@ -83,6 +83,7 @@ def evaluate(
     run: Positional[Path],
     /,
     *,
+    overrides: Words = (),
     split: Literal["validation", "test"] = "validation",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
@@ -90,16 +91,18 @@ def evaluate(
 
     Args:
         run: the run folder.
+        overrides: evaluate.gallery, .exclude, .rerank or .scans=value: other galleries, exclusions and orders.
         split: which split.
         as_json: print the scores as JSON.
     """
+    from launch.score_table import print_scores
     from launch.train import evaluate as run_evaluate
 
-    found = run_evaluate(run, split)
+    found = run_evaluate(run, split, overrides)
     if as_json:
         print(json.dumps(found))
     else:
-        _print_scores({split: found})
+        print_scores({split: found})
     return 0
 
 
@@ -193,12 +196,6 @@ def gathered_overrides(arguments: Sequence[str]) -> list[str]:
                 raise UserError(f"{word} needs a value")
             overrides.append(f"{word.lstrip('-')}={value}")
     return [*words, *(["--overrides", *overrides] if overrides else [])]
-
-
-def _print_scores(evaluations: dict[str, Any]) -> None:
-    from launch.train import print_scores
-
-    print_scores(evaluations)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

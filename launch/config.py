@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data_shards.errors import UserError
 from launch.mistakes import validated
 from launch.overrides import environment_overrides, is_set, parse_overrides, set_at
+from launch.plain_values import short
 from launch.yaml_file import read
 
 Resume = Literal["auto", "never", "must"]
@@ -208,7 +211,26 @@ class EvaluateSection(Section):
     exclude: Literal["none", "group", "scan"] = Field(
         "none", description="leave images of the query's own group (patient, lesion) or scan out of its gallery"
     )
+    gallery: tuple[Literal["leave_one_out", "train"], ...] = Field(
+        ("leave_one_out",),
+        min_length=1,
+        description="where final scores search: the split's others, the training split",
+    )
+    rerank: Component = Field(Component(name="none"), description="a second order, scored beside the plain one")
+    scans: bool = Field(False, description="eta_p and eta_W of Kimia Path24: the classes are scans, cut into patches")
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @field_validator("gallery", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        words = isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)
+        return tuple(dict.fromkeys(names)) if words else names
+
+    @field_validator("rerank", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class CheckpointSection(Section):
@@ -309,6 +331,10 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
+# What may be said anew when a run is evaluated again: how its vectors are searched.
+RESCORED = ("evaluate.gallery", "evaluate.exclude", "evaluate.rerank", "evaluate.scans")
+
+
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Return the checked configuration: defaults < file < SUBSPACE__ environment < overrides.
 
@@ -325,14 +351,21 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return checked(tree, str(path))
 
 
-def stored_config(run: Path) -> RunConfig:
+def stored_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return what a run was started with: RUN/config.yaml has everything resolved, today's environment adds nothing.
 
+    `overrides` go over it, of what says how a finished run is scored (RESCORED).
+
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or an override is of something else.
     """
     path = run / "config.yaml"
-    return checked(read(path), str(path))
+    tree = read(path)
+    for name, value in parse_overrides(list(overrides)).items():
+        if not f"{name}.".startswith(tuple(f"{free}." for free in RESCORED)):
+            raise UserError(f"'{short(name)}' cannot be changed for a run that exists, only {', '.join(RESCORED)}")
+        set_at(tree, name, value)
+    return checked(tree, str(path))
 
 
 def checked(tree: dict[str, Any], where: str) -> RunConfig:

@@ -5,7 +5,6 @@ Started by `subspace train` (through torch.distributed.run), by anybody's torchr
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,23 +19,20 @@ import torch
 
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
-from data_shards.files import write_text
 from data_shards.manifest import Manifest
-from data_shards.reader import SplitReader
 from launch import build, history, services
 from launch.assembly import assemble
 from launch.attempt import Attempt, Refused, begin, end
 from launch.config import RunConfig, stored_config
 from launch.ledger import Ledger, launch_id
 from launch.record import PrintableLines, append_event
+from launch.scoring import score_splits
 from launch.status import write_status
-from trainer import distributed, evaluate, watchdog
+from trainer import distributed, watchdog
 from trainer.checkpoint import CheckpointStore
 from trainer.export import export
 from trainer.loop import Loop
-from trainer.model import EmbeddingModel
 from trainer.state import RunState
-from trainer.subspaces.partition import SubspacePartition
 
 log = logging.getLogger(__name__)
 # What a restart cannot mend: configuration, data, numbers, a run that is taken, no progress.
@@ -120,10 +116,10 @@ def finish(config: RunConfig, run: Path, loop: Loop, store: CheckpointStore) -> 
     loop.engine.load_tensors(best.tensors)
     partition = RunState.from_checkpoint(best, loop.state.saliency).partition
     network = loop.engine.model
-    folder, _, validation, test = build.open_splits(config)
+    folder, train, validation, test = build.open_splits(config)
     with loop.engine.averaged():
         splits = [split for split in (validation, test) if split is not None]
-        found = {split.name: evaluate_split(config, run, network, partition, split) for split in splits}
+        found = score_splits(config, run, network, partition, train, splits)
         if distributed.rank() == 0:
             distributed.pat()
             facts = export_facts(config, folder.manifest, best.state["best"]["epoch"])
@@ -144,24 +140,6 @@ def export_facts(config: RunConfig, data: Manifest, epoch: int) -> dict[str, Any
         "monitor": config.growth.monitor,
         "epoch": epoch,
     }
-
-
-def evaluate_split(
-    config: RunConfig, run: Path, network: EmbeddingModel, partition: SubspacePartition, split: SplitReader
-) -> dict[str, Any]:
-    """Score a split and write evaluation/{split}.json and .safetensors; only rank 0 writes and gets the scores."""
-    embedded = evaluate.embed_split(network, split, partition, build.embed_options(config), maps=True)
-    if distributed.rank() != 0:
-        return {}
-    settings = config.evaluate
-    vectors = embedded["vectors"]
-    found = evaluate.scores(vectors, split, partition, settings.nmi_seeds, settings.exclude, per_subspace=True)
-    found.update(class_names=list(split.classes), widths=list(partition.widths))
-    target = run / "evaluation"
-    target.mkdir(exist_ok=True)
-    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude)
-    write_text(target / f"{split.name}.json", json.dumps(found, indent=1) + "\n")
-    return found
 
 
 # -- the process

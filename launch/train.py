@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,10 @@ def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: in
 def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     """Build every part once, so that what cannot work is said before anything is started."""
     from data_shards import order
-    from launch import build, objective
+    from launch import build, objective, scoring
 
     build.check_components(config)
+    scoring.protocols(config)
     objective.check_names(config)
     build.check_world_size(config, world_size)
     if config.data.build is not None and build_shards:
@@ -146,6 +147,7 @@ def _state(run: Path) -> str:
 def _conclude(run: Path) -> None:
     """Print the table of scores and write the report."""
     from launch.report import write_report
+    from launch.score_table import print_scores
 
     print_scores(
         {path.stem: json.loads(path.read_text()) for path in sorted((run / "evaluation").glob("*.json"), reverse=True)}
@@ -153,32 +155,18 @@ def _conclude(run: Path) -> None:
     print(f"report: {write_report(run)}")
 
 
-def print_scores(evaluations: dict[str, dict[str, Any]]) -> None:
-    """Print the scores of splits as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=None)
-    for name in ("split", "images", "classes", "NMI", "AMI", "recall@1", "@2", "@4", "@8", "macro recall@1", "MAP@R"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for split, found in evaluations.items():
-        recall = [f"{found['recall'][k]:.3f}" for k in ("1", "2", "4", "8")]
-        nmi, ami = (f"{found[name]['mean']:.3f}±{found[name]['std']:.3f}" for name in ("nmi", "ami"))
-        last = (f"{found['macro_recall_at_1']:.3f}", f"{found['map_at_r']:.3f}")
-        table.add_row(split, str(found["num_samples"]), str(found["num_classes"]), nmi, ami, *recall, *last)
-    Console(width=120).print(table)
-
-
-def evaluate(run: Path, split: str) -> dict[str, Any]:
+def evaluate(run: Path, split: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Score the best checkpoint of a run on a split, write evaluation/{split}.*, return the scores.
 
     Raises:
-        UserError: no such run, checkpoint or split.
+        UserError: no such run, checkpoint or split, or overrides of more than how it is scored.
     """
-    config = config_of(run)
-    from launch import build, rank
+    config = config_of(run, overrides)
+    from launch import build
+    from launch.scoring import protocols, score_splits
 
-    reader = build.open_splits(config)[0].split(split)
+    protocols(config)
+    folder, train, _, _ = build.open_splits(config)
     with alone(config):
         found = load(run, config)
-        return rank.evaluate_split(config, run, found.network, found.partition, reader)
+        return score_splits(config, run, found.network, found.partition, train, [folder.split(split)])[split]

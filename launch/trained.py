@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +32,15 @@ class Trained:
     tensors: dict[str, Tensor]
 
 
-def config_of(run: Path) -> RunConfig:
+def config_of(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return what a run was started with, and pin the environment as it did; call it before torch is imported.
 
     Raises:
-        UserError: not a run folder.
+        UserError: not a run folder, or overrides that `stored_config` does not take.
     """
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    config = stored_config(run)
+    config = stored_config(run, overrides)
     os.environ.update(pinned() if config.deterministic else {})
     return config
 

@@ -10,19 +10,13 @@ Legend: N queries, M items of the gallery, D embedding width, n queries of a chu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from trainer.metrics.neighbours import Ranking, Space
 from trainer.metrics.reciprocal import Reciprocal
-
-
-class Reranking(Protocol):
-    """Makes a better order out of a space's."""
-
-    def __call__(self, space: Space) -> Ranking: ...
 
 
 @dataclass(frozen=True)
@@ -83,3 +77,6 @@ class KReciprocal:
 
     def __call__(self, space: Space) -> Ranking:
         return Reciprocal(space, self.k1, self.k2, self.distance_weight, self.shortlist)
+
+
+Reranking: TypeAlias = QueryExpansion | KReciprocal

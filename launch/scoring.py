@@ -1,0 +1,89 @@
+"""The final scores of splits: all ranks embed, rank 0 searches and writes RUN/evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.files import write_text
+from data_shards.reader import SplitReader
+from launch import build
+from launch.config import RunConfig
+from launch.parts import constructed, entry
+from trainer import distributed, evaluate
+from trainer.metrics.protocols import Items, Protocols, protocol_scores
+from trainer.metrics.reranking import KReciprocal, QueryExpansion, Reranking
+from trainer.model import EmbeddingModel
+from trainer.subspaces.partition import SubspacePartition
+
+RERANKINGS: dict[str, Callable[..., Reranking | None]] = {
+    "none": lambda: None,
+    "query_expansion": QueryExpansion,
+    "k_reciprocal": KReciprocal,
+}
+
+
+def protocols(config: RunConfig) -> Protocols:
+    """Return how splits are searched.
+
+    Raises:
+        UserError: evaluate.rerank names nothing, or its arguments make no sense.
+    """
+    settings, where = config.evaluate, "evaluate.rerank"
+    rerank = constructed(where, entry(RERANKINGS, settings.rerank, where))
+    return Protocols(settings.gallery, None if rerank is None else (settings.rerank.name, rerank), settings.scans)
+
+
+def score_splits(
+    config: RunConfig,
+    run: Path,
+    network: EmbeddingModel,
+    partition: SubspacePartition,
+    train: SplitReader,
+    splits: Sequence[SplitReader],
+) -> dict[str, dict[str, Any]]:
+    """Score splits and write evaluation/{split}.json and .safetensors; only rank 0 writes, others get no scores.
+
+    Bad images of the training split are replaced in its gallery as they were in training.
+    """
+    options = build.embed_options(config)
+    others = {}
+    if "train" in config.evaluate.gallery:
+        embedded = evaluate.embed_split(network, train, partition, options)
+        others["train"] = _items(config, train, embedded["vectors"])
+    found = {}
+    for split in splits:
+        embedded = evaluate.embed_split(network, split, partition, options, maps=True)
+        leads = distributed.rank() == 0
+        found[split.name] = _score(config, run, partition, split, embedded, others) if leads else {}
+    return found
+
+
+def _items(config: RunConfig, reader: SplitReader, vectors: evaluate.Array) -> Items:
+    return Items(vectors, np.asarray(reader.labels), evaluate.owners(reader, config.evaluate.exclude))
+
+
+def _score(
+    config: RunConfig,
+    run: Path,
+    partition: SubspacePartition,
+    split: SplitReader,
+    embedded: dict[str, evaluate.Array],
+    others: Mapping[str, Items],
+) -> dict[str, Any]:
+    """Return the scores of a split, which are written."""
+    settings, vectors = config.evaluate, embedded["vectors"]
+    found = evaluate.scores(vectors, split, partition, settings.nmi_seeds, settings.exclude, per_subspace=True)
+    found.update(class_names=list(split.classes), widths=list(partition.widths), protocols=[])
+    for scores in protocol_scores(_items(config, split, vectors), others, protocols(config)):
+        distributed.pat()
+        found["protocols"].append({**scores, "exclude": settings.exclude})
+    target = run / "evaluation"
+    target.mkdir(exist_ok=True)
+    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude)
+    write_text(target / f"{split.name}.json", json.dumps(found, indent=1) + "\n")
+    return found
