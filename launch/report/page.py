@@ -9,7 +9,7 @@ import numpy as np
 
 from data_shards.errors import intact
 from data_shards.files import write_text
-from launch.report import figures, html, lineage, maps, panels, tables, theme, thumbnails
+from launch.report import figures, html, lineage, maps, panels, protocols, tables, theme, thumbnails
 from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
 from launch.report.html import Gallery, Picture
 
@@ -47,6 +47,8 @@ def render(run: Run, gallery: Gallery) -> str:
         splits=[s for s in SPLITS if s in run.evaluations],
         metrics=tables.metric_rows(run),
         counted=counted(run),
+        excluded=protocols.excluded(run.pictured.scores) if run.pictured else "",
+        protocols=protocols.protocol_table(run),
         subspaces=(subspaces := tables.subspace_rows(run)),
         with_nmi=any(row["nmi"] != tables.UNKNOWN for row in subspaces[:-1]),
         factors=factors,
