@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.errors import UserError
 from data_shards.files import write_text
 from data_shards.reader import SplitReader
 from launch import build
@@ -36,6 +37,15 @@ def protocols(config: RunConfig) -> Protocols:
     settings, where = config.evaluate, "evaluate.rerank"
     rerank = constructed(where, entry(RERANKINGS, settings.rerank, where))
     return Protocols(settings.gallery, None if rerank is None else (settings.rerank.name, rerank), settings.scans)
+
+
+def check_queries(config: RunConfig, splits: Sequence[SplitReader]) -> None:
+    """Raise UserError for a split in which no image has anything to find: its scores would be of nothing."""
+    exclude = config.evaluate.exclude
+    for split in splits:
+        if not evaluate.has_relevant(np.asarray(split.labels), evaluate.owners(split, exclude)).any():
+            left = "" if exclude == "none" else f" that evaluate.exclude {exclude} does not leave out"
+            raise UserError(f"no image of the {split.name} split has another one of its class to find{left}")
 
 
 def score_splits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from data_shards.build import build as build_shards
@@ -128,6 +130,22 @@ def test_what_makes_no_sense_is_one_sentence(run: Path, cli: Cli, word: str, par
     assert len(err.splitlines()) == 1
     assert part in err
     assert not out
+
+
+def test_a_split_in_which_nothing_can_be_found_is_refused_before_anything_starts(tmp_path: Path, cli: Cli) -> None:
+    """Each class is one patient."""
+    rows = ["path,label,group,split"]
+    for split, label, i in itertools.product(("train", "validation"), ("a", "b"), range(2)):
+        name = f"{split}-{label}{i}.png"
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+        rows.append(f"{name},{label},{split}-{label},{split}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    build_shards(f"table:{tmp_path / 'table.csv'}", tmp_path / "shards", size=16)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"data": {"shards": str(tmp_path / "shards")}, "evaluate": {"exclude": "group"}}))
+    code, _, err = cli("train", config, "--dry-run")
+    assert code == 2
+    assert "the validation split has another one of its class to find that evaluate.exclude group" in err
 
 
 def test_protocols_of_a_configuration() -> None:
