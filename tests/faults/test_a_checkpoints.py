@@ -20,7 +20,7 @@ from data_shards.errors import DataIntegrityError, UserError
 from data_shards.files import sha256_of
 from tests.faults.checkpoints import in_child, make, save_for_ever, save_until_killed, whole
 from tests.faults.conftest import Recorder
-from trainer.checkpoint import CheckpointStore, Poisoned, SaveFailed
+from trainer.checkpoint import FORMAT, CheckpointStore, Poisoned, SaveFailed
 from trainer.saving import Saver
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -247,7 +247,7 @@ def test_a10_folders_that_cannot_be_written(small_disk: Path, record: Recorder) 
 
 def test_a11_an_earlier_format_is_refused_by_its_number(tmp_path: Path, record: Recorder) -> None:
     shutil.copytree(GOLDEN / "format-1", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match="format 1, this version reads 2") as refusal:
+    with pytest.raises(UserError, match=f"format 1, this version reads {FORMAT}") as refusal:
         CheckpointStore(tmp_path / "checkpoints").newest()
     assert not isinstance(refusal.value, DataIntegrityError)
     record("A11", "checkpoint that format 1 wrote", versions_readable=1, refused_by_number=True)
