@@ -9,22 +9,30 @@ import torch
 from torch import nn
 
 from data_shards.errors import UserError
+from trainer.backbones.blocks import pointwise
+from trainer.backbones.norm import NormFactory
 
 
 class Backbone(nn.Module):
     """(B, C, H, W) -> a level (B, C_i, H / s_i, W / s_i) per stage, finest first.
 
     For `trainer.weights` it may name its `parts`, the modules that it uses whole, and the `dialects` in which other
-    libraries spell its parameters. `enterable` says that `level` is there.
+    libraries spell its parameters. `make_norm` gives its norms, `enterable` says that `level` is there.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    make_norm: NormFactory
     enterable = True
+    biased = False  # convolutions in front of norms have a bias
 
     def level(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """Return level i of level i - 1, or of the images if i is 0."""
-        raise NotImplementedError
+        """Return level i of level i - 1, or of the images if i is 0.
+
+        Raises:
+            UserError: it cannot be entered.
+        """
+        raise UserError(f"a {type(self).__name__} cannot be entered at a level; put the gate behind its last one")
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the levels, finest first."""
@@ -55,4 +63,4 @@ class Backbone(nn.Module):
 
     def pointwise(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
         """Return a 1x1 convolution and a norm, as this network has them."""
-        raise NotImplementedError
+        return pointwise(in_channels, out_channels, self.make_norm, seed, self.biased)

@@ -69,7 +69,7 @@ class MonaiBackbone(Backbone):
         self.runs = family.levels[:levels]
         self.parts = tuple(part for run in self.runs for part in run)
         self.dialects = family.dialects
-        self.in_channels = in_channels
+        self.in_channels, self.make_norm = in_channels, norm_factory(norm, sync_norm)
         with torch.device("meta"):  # nothing is drawn, and what is cut off never takes memory
             net = family.make(model, in_channels)
         keep_only(net, self.parts)
@@ -81,7 +81,7 @@ class MonaiBackbone(Backbone):
         self.channels = tuple(shape[0] for shape in shapes)
         self.strides = tuple(PROBE_PX // shape[1] for shape in shapes)
         self.smallest_px = self.strides[-1]
-        replace_norms(self, norm_factory(norm, sync_norm))
+        replace_norms(self, self.make_norm)
         draw(self, seed)
 
     def level(self, i: int, x: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,8 @@ class TimmBackbone(Backbone):
         self.smallest_px = self.strides[-1]
         self.in_channels = in_channels
         _refuse_unfit(model, net, self.channels, in_channels)
-        replace_norms(net, norm_factory(norm, sync_norm))
+        self.make_norm = norm_factory(norm, sync_norm)
+        replace_norms(net, self.make_norm)
         try:
             draw(net, seed)
         except UserError as error:

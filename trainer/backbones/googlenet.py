@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.backbones.backbone import Backbone
-from trainer.backbones.blocks import pointwise
 from trainer.backbones.initialise import kaiming_convolutions
 from trainer.backbones.norm import NormFactory, norm_factory
 
@@ -69,6 +68,8 @@ class Inception(nn.Module):
 class GoogLeNet(Backbone):
     """(B, C, H, W) -> levels of 480, 832 and 1024 channels at strides 16, 16 and 32."""
 
+    biased = True
+
     def __init__(
         self,
         norm: Literal["frozen", "batch", "group", "sync"] = "batch",
@@ -101,9 +102,6 @@ class GoogLeNet(Backbone):
         made = self._stage("345"[i])
         kaiming_convolutions(made, seed, "gate")
         return made
-
-    def pointwise(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
-        return pointwise(in_channels, out_channels, self.make_norm, seed, bias=True)
 
 
 def _pooled(x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 
 from data_shards.errors import UserError
 from trainer.backbones.backbone import Backbone
-from trainer.backbones.blocks import BasicBlock, Block, Bottleneck, pointwise, stage
+from trainer.backbones.blocks import BasicBlock, Block, Bottleneck, stage
 from trainer.backbones.initialise import kaiming_convolutions
 from trainer.backbones.norm import NormFactory, norm_factory
 
@@ -76,6 +76,3 @@ class ResNet(Backbone):
         made = self._stage(i, stride=1)
         kaiming_convolutions(made, seed, "gate")
         return made
-
-    def pointwise(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
-        return pointwise(in_channels, out_channels, self.make_norm, seed)

@@ -14,7 +14,7 @@ from torch import nn
 
 from data_shards.errors import UserError
 from trainer.backbones.backbone import Backbone
-from trainer.backbones.blocks import BasicBlock, pointwise, stage
+from trainer.backbones.blocks import BasicBlock, stage
 from trainer.backbones.initialise import kaiming_convolutions
 from trainer.backbones.norm import NormFactory, norm_factory
 
@@ -68,6 +68,3 @@ class SmallResNet(Backbone):
         made = self._stage(i, stride=1)
         kaiming_convolutions(made, seed, "gate")
         return made
-
-    def pointwise(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
-        return pointwise(in_channels, out_channels, self.make_norm, seed)

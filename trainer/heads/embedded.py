@@ -5,6 +5,7 @@ Legend: B batch, C channels, D embedding width, F feature width, M branches of t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Embedded(NamedTuple):
     maps: torch.Tensor | None
 
 
-class EmbeddingHead(nn.Module):
+class EmbeddingHead(nn.Module, ABC):
     """Last levels (B, C, h, w), one per branch -> `Embedded` without maps, by a linear layer whose rows are the
     embedding dimensions; without one, or with several branches, nothing can grow.
 
@@ -36,6 +37,6 @@ class EmbeddingHead(nn.Module):
     num_features: int
     dropout: float
 
+    @abstractmethod
     def forward(self, branches: Sequence[torch.Tensor], keep: torch.Tensor | None = None) -> Embedded:
         """Embed the branches; `keep` (B, F) is multiplied onto the pooled features."""
-        raise NotImplementedError
