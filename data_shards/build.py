@@ -52,7 +52,7 @@ def build(
     dest: Path,
     size: int | None = None,
     stored: str | None = None,
-    fit: str = "crop",
+    fit: str | None = None,
     shard_mb: int = 64,
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -61,8 +61,9 @@ def build(
 ) -> Manifest:
     """Build the shard folder `dest` from `source` ("folder:PATH", "digits", ...) and return its manifest.
 
-    `stored` None means raw when a size is known and as-is otherwise. `options` are those of the source, plus
-    `channels` = auto (1 when every image is gray) | 1 | 3. Raises UserError for everything the user can put right.
+    `stored` None means raw when a size is known and as-is otherwise, `fit` None what the source names. `options` are
+    those of the source, plus `channels` = auto (1 when every image is gray) | 1 | 3. Raises UserError for everything
+    the user can put right.
     """
     given = dict(options or {})
     channels = str(given.pop("channels", None) or "auto")
@@ -73,10 +74,12 @@ def build(
     listing = read_source(source, given, size)
     size = size or (None if stored == "as-is" else listing.default_size)
     stored = stored or ("as-is" if size is None else "raw")
+    if listing.fixed_size and size not in (None, listing.default_size):
+        raise UserError(f"{listing.name} has lengths in pixels, of {listing.default_size} a side; leave out --size.")
     notes = [*listing.warnings, *_group_overlap(listing)]
     headers, rejected = _headers(listing, progress, num_workers)
     _stop_if_strict(listing, rejected, strict)
-    form = Form(size, stored, fit, _channels(headers, channels))
+    form = Form(size, stored, fit or listing.default_fit, _channels(headers, channels))
     jobs = _plan(listing, headers, form, shard_mb << 20)
     staging = Staging(dest, _fingerprint(source, given, listing, headers, form, jobs))
     done = _write(listing, headers, form, jobs, staging, strict, progress, num_workers)
@@ -91,7 +94,7 @@ def build(
     return manifest
 
 
-def _check_arguments(size: int | None, stored: str | None, fit: str, shard_mb: int, channels: str) -> None:
+def _check_arguments(size: int | None, stored: str | None, fit: str | None, shard_mb: int, channels: str) -> None:
     for what, value, choices in (
         ("--stored", stored, STORED),
         ("--fit", fit, FITS),
@@ -207,7 +210,8 @@ def _fingerprint(
 
 
 def _identity(record: Record, header: Header) -> list[Any]:
-    stamps = [file.stat().st_mtime_ns for file in (record.file, record.mask_file) if file is not None and file.exists()]
+    files = (record.file, record.mask_file, *record.beside)
+    stamps = [file.stat().st_mtime_ns for file in files if file is not None and file.exists()]
     return [record.path, record.label, record.split, record.group, header.num_bytes, *stamps]
 
 

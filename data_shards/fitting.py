@@ -26,9 +26,17 @@ def fit_image(array: UInt8Array, size: int, fit: str) -> UInt8Array:
     return np.asarray(fitted, dtype=np.uint8).reshape(size, size, channels)
 
 
-def fit_mask(mask: Image.Image, size: int, fit: str) -> Image.Image:
-    """Return a (size, size) mask with the same geometry as `fit_image` and no invented values."""
-    return _fit(mask, size, fit, Image.Resampling.NEAREST)
+def fit_mask(mask: Image.Image, size: int | None, fit: str, above: float | None = None) -> Image.Image:
+    """Return a (size, size) mask with the same geometry as `fit_image` and no invented values.
+
+    With `above` the mask holds shades: scaled bilinearly, they become 255 above that share of 255, and 0. Lines that
+    are thinner than a stored pixel survive that, where picking the nearest pixel tears them.
+    """
+    if size is not None:
+        mask = _fit(mask, size, fit, Image.Resampling.NEAREST if above is None else Image.Resampling.BILINEAR)
+    if above is None:
+        return mask
+    return Image.fromarray(np.where(np.asarray(mask) > 255 * above, 255, 0).astype(np.uint8))
 
 
 def encode_image(array: UInt8Array, stored: str) -> bytes:

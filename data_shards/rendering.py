@@ -1,4 +1,4 @@
-"""One record of a listing -> one row of a shard: header check, decode, fit to size, encode.
+"""One record of a listing -> one row of a shard: header check, decode, cut out, fit to size, encode.
 
 Legend: H, W, C height, width, channels (1 or 3) of an image.
 """
@@ -21,7 +21,9 @@ from data_shards.decode import (
     load_image,
     load_mask,
     read_bytes,
+    to_array,
 )
+from data_shards.field_of_view import Region
 from data_shards.fitting import encode_image, encode_png, fit_image, fit_mask
 from data_shards.sandbox import Reply
 from data_shards.sources.listing import Record
@@ -44,7 +46,7 @@ class Form:
 
 def probe(record: Record, real_root: str | None) -> Header:
     """Return the header of a record's image; raises Unreadable, also for a mask or image outside of `real_root`."""
-    for file in (record.file, record.mask_file):
+    for file in (record.file, record.mask_file, *record.beside):
         if file is not None and real_root is not None:
             check_inside(file, real_root)
     if record.mask_file is not None:
@@ -67,8 +69,8 @@ def expected_bytes(header: Header, form: Form, has_mask: bool) -> int:
 
 def render(record: Record, header: Header, form: Form) -> Reply:
     """Decode, fit and encode one record for `row_of`; raises Unreadable with the reason it cannot be used."""
-    image, array = _stored_image(record, header, form)
-    mask = _stored_mask(record, header, form)
+    image, array, region = _stored_image(record, header, form)
+    mask = _stored_mask(record, header, form, region)
     facts = {"height": array.shape[0], "width": array.shape[1], "image": len(image), "mask": mask is not None}
     return facts, image + (mask or b"")
 
@@ -90,25 +92,36 @@ def row_of(sample_id: int, record: Record, label: int, form: Form, rendered: Rep
     )
 
 
-def _stored_image(record: Record, header: Header, form: Form) -> tuple[bytes, UInt8Array]:
-    if record.load is not None:
-        load = record.load
-        array = guarded(lambda: load(form.channels))
-    else:
+def _stored_image(record: Record, header: Header, form: Form) -> tuple[bytes, UInt8Array, Region | None]:
+    """Return the stored bytes of an image, its pixels, and the part of the source image that it is."""
+    if record.load is None and record.region is None and form.stored == "as-is" and header.verbatim:
         assert record.file is not None
         data = read_bytes(record.file)
-        if form.stored == "as-is" and header.verbatim:
-            # decoded by what the reader uses, so that nothing unreadable gets in
-            return data, guarded(lambda: decode_stored(data, header.height, header.width, form.channels, None))
-        # twice the size wanted: a DCT-scaled decode is then still filtered down, not up
-        draft = 2 * form.size if form.size and form.fit == "crop" else None
-        array = load_image(data, form.channels, draft)
+        # decoded by what the reader uses, so that nothing unreadable gets in
+        return data, guarded(lambda: decode_stored(data, header.height, header.width, form.channels, None)), None
+    array, region = _decoded(record, form), None
+    if record.region is not None:
+        region = record.region(array)
+        top, bottom, left, right = region
+        array = to_array(Image.fromarray(array[top:bottom, left:right]), form.channels)
     if form.size is not None and array.shape[:2] != (form.size, form.size):
         array = fit_image(array, form.size, form.fit)
-    return encode_image(array, form.stored), array
+    return encode_image(array, form.stored), array, region
 
 
-def _stored_mask(record: Record, header: Header, form: Form) -> bytes | None:
+def _decoded(record: Record, form: Form) -> UInt8Array:
+    """Return (H, W, C) of the whole image, C = 3 where a region has to be found in it."""
+    channels = form.channels if record.region is None else 3
+    if record.load is not None:
+        load = record.load
+        return guarded(lambda: load(channels))
+    assert record.file is not None
+    # twice the size wanted: a DCT-scaled decode is then still filtered down, not up; regions are in whole pixels
+    draft = 2 * form.size if form.size and form.fit == "crop" and record.region is None else None
+    return load_image(read_bytes(record.file), channels, draft)
+
+
+def _stored_mask(record: Record, header: Header, form: Form, region: Region | None) -> bytes | None:
     if record.mask_file is not None:
         mask = load_mask(read_bytes(record.mask_file))
     elif record.mask is not None:
@@ -117,4 +130,7 @@ def _stored_mask(record: Record, header: Header, form: Form) -> bytes | None:
         return None
     if mask.size != (header.width, header.height):
         raise Unreadable(f"mask is {mask.width} x {mask.height}, image {header.width} x {header.height} pixels")
-    return encode_png(fit_mask(mask, form.size, form.fit) if form.size is not None else mask)
+    if region is not None:
+        top, bottom, left, right = region
+        mask = mask.crop((left, top, right, bottom))
+    return encode_png(fit_mask(mask, form.size, form.fit, record.mask_above))

@@ -24,7 +24,7 @@ def build(
     overrides: tuple[str, ...] = (),
     size: int | None = None,
     stored: Literal["raw", "png", "jpeg", "as-is"] | None = None,
-    fit: Literal["crop", "pad", "stretch"] = "crop",
+    fit: Literal["crop", "pad", "stretch"] | None = None,
     shard_mb: int = 64,
     group: str | None = None,
     strict: bool = False,
@@ -39,7 +39,7 @@ def build(
         overrides: key=value options of the source, anywhere.
         size: side of the stored images in pixels; as they are when not given.
         stored: how images are stored.
-        fit: how images become square.
+        fit: how images become square; crop, unless the source has another way.
         shard_mb: size of a shard in MiB.
         group: column of the table that must not cross splits; 'none' for none.
         strict: fail on the first image that cannot be read, instead of listing it in rejected.csv.

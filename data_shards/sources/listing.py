@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_shards.decode import Header, UInt8Array
 from data_shards.errors import UserError, nearest_of
+from data_shards.field_of_view import Region
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,11 @@ class Record:
     """One image. `path` is stored with it; `file` is read, or `load` is called for what is not a plain image file.
 
     `load(channels)` gives (H, W, channels) uint8 and `header()` what is known before; both raise `decode.Unreadable`.
-    `mask` gives (H, W) uint8 for generated images; `mask_file` is a PNG beside the image. `group` is the unit (patient,
-    lesion) that must not cross splits, "" when there is none.
+    `mask` gives (H, W) uint8 for masks that are drawn, or read in a way of their own; `mask_file` is a PNG beside the
+    image; its values are class numbers unless `mask_above` is set: then masks are shades, scaled as such, and what is
+    above that share of 255 is foreground. `beside` are the other files that `load` and `mask` read. `region` finds the
+    part of an (H, W, 3) image that is stored, mask alike. `group` is the unit (patient, lesion) that must not cross
+    splits, "" when there is none.
     """
 
     path: str
@@ -29,6 +33,9 @@ class Record:
     load: Callable[[int], UInt8Array] | None = None
     header: Callable[[], Header] | None = None
     mask: Callable[[], UInt8Array] | None = None
+    mask_above: float | None = None
+    beside: tuple[Path, ...] = ()
+    region: Callable[[UInt8Array], Region] | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -64,6 +71,8 @@ class Listing:
     warnings: tuple[str, ...] = ()
     allow_group_overlap: bool = False
     default_size: int | None = None
+    default_fit: str = "crop"
+    fixed_size: bool = False
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return counts[split][class]."""
