@@ -25,17 +25,20 @@ def read(
     group: str = "group",
     validation: float | None = None,
     test: float | None = None,
+    draw: str = "keyed",
     classes: str = "",
     test_classes: str = "",
     seed: int = 0,
 ) -> Listing:
     """List the images of a CSV table; `group` names the group column ("none": groups are ignored).
 
-    `classes` ("a,b,c") fixes which there are and their order. `test_classes` ("Bengali/*,N_Ko/*") are patterns of whole
-    classes that make the test split, whatever the table says: classes that training never sees. Raises UserError for
-    other classes, missing columns, empty cells, unknown splits, double paths and paths that leave the folder.
+    `draw` says what is taken from the training split where validation or test are missing: "keyed" (by class and seed)
+    or "first" (the first rows). `classes` ("a,b,c") fixes which there are and their order. `test_classes`
+    ("Bengali/*,N_Ko/*") are patterns of whole classes that make the test split, whatever the table says: classes that
+    training never sees. Raises UserError for other classes, missing columns, empty cells, unknown splits, double paths
+    and paths that leave the folder.
     """
-    records, notes = complete(_held_out(list_rows(path, group), test_classes), validation, test, seed)
+    records, notes = complete(_held_out(list_rows(path, group), test_classes), validation, test, seed, draw)
     names = class_names(records, classes)
     return Listing(path.parent.name, names, tuple(records), root=path.parent, warnings=tuple(notes))
 

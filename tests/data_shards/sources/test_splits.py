@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_shards.errors import UserError
 from data_shards.sources.listing import Record
-from data_shards.sources.splits import assign, assign_counts, carve, complete
+from data_shards.sources.splits import assign, assign_counts, carve, complete, first_whole
 
 LABELS = ("a", "b", "c")
 
@@ -84,3 +84,38 @@ def test_groups_too_large_to_share_are_said() -> None:
 def test_wrong_fractions(fractions: dict[str, float]) -> None:
     with pytest.raises(UserError, match="fractions"):
         assign(plain(3), fractions, 0)
+
+
+@given(st.lists(st.sampled_from(["", "p", "q", "r"]), max_size=40), st.integers(0, 40))
+def test_no_group_is_torn_by_taking_the_first(groups: list[str], num: int) -> None:
+    taken = first_whole(groups, num)
+    sides = {(group, mine) for group, mine in zip(groups, taken, strict=True) if group}
+    assert len(sides) == len({group for group, _ in sides})
+    assert not any(taken[num:])
+    assert all(mine or group in groups[num:] for group, mine in zip(groups[:num], taken, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("num", "taken"), [(20, 4), (10, 2), (25, 5), (50, 10), (54, 10), (53, 10), (26, 5), (124, 24), (1334, 266)]
+)
+def test_the_first_fifth_as_published(num: int, taken: int) -> None:
+    records = [Record(f"{i:04d}.png", "a", "train") for i in range(num)]
+    done = carve(records, 0.2, 0, draw="first")
+    assert [record.path for record in done] == [record.path for record in records]
+    assert [record.split for record in done] == ["validation"] * taken + ["train"] * (num - taken)
+
+
+def test_the_first_leave_a_torn_patient_in_training() -> None:
+    records = [Record(f"{i}", "a", "train", group=f"g{i // 2}") for i in range(10)] + [Record("x", "a", "test")]
+    assert [r.split for r in carve(records, 0.5, 0, draw="first")] == ["validation"] * 4 + ["train"] * 6 + ["test"]
+
+
+def test_the_first_of_what_has_a_training_split_only() -> None:
+    done, notes = complete([Record(f"{i}", "a", "train") for i in range(10)], 0.2, None, 0, "first")
+    assert Counter(record.split for record in done) == {"train": 8, "validation": 2}
+    assert notes == ["The source has no validation split: 20% of train taken for it, the first of the list."]
+    with pytest.raises(UserError, match="the source has no splits"):
+        complete(plain(10), 0.2, None, 0, "first")
+    for fraction, draw, message in ((0.2, "frist", "did you mean 'first'"), (1.0, "first", "must lie in")):
+        with pytest.raises(UserError, match=message):
+            carve(plain(10, "train"), fraction, 0, draw=draw)

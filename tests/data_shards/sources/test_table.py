@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from scipy.ndimage import uniform_filter
 
 from data_shards.build import build
 from data_shards.errors import UserError
@@ -94,6 +95,12 @@ def test_not_utf8_and_absent(tmp_path: Path) -> None:
         read(tmp_path / "absent.csv")
 
 
+def test_the_first_rows_are_validation(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,label,split\n" + "".join(f"{n}.png,a,train\n" for n in range(39, 19, -1)))
+    records = read(path, validation=0.2, draw="first").records
+    assert [r.path for r in records if r.split == "validation"] == ["39.png", "38.png", "37.png", "36.png"]
+
+
 @pytest.mark.skipif(REAL is None, reason="SUBSPACE_DATA names no folder with real sets")
 def test_real_sets(tmp_path: Path) -> None:
     cells = f"table:{REAL}/wbc_seg/labels.csv"
@@ -107,3 +114,17 @@ def test_real_sets(tmp_path: Path) -> None:
     assert manifest.channels == 1
     assert sum(manifest.num_rows(split) for split in manifest.splits) == 19280
     assert verify(tmp_path / "drawings") == []
+
+
+@pytest.mark.skipif(REAL is None, reason="SUBSPACE_DATA names no folder with real sets")
+def test_real_vessels_with_the_published_validation(tmp_path: Path) -> None:
+    options = {"validation": 0.2, "draw": "first"}
+    manifest = build(f"table:{REAL}/drive/labels.csv", tmp_path / "dest", size=128, fit="stretch", options=options)
+    assert {split: manifest.num_rows(split) for split in manifest.splits} == {"train": 16, "validation": 4}
+    assert (manifest.rejected, manifest.has_masks, manifest.channels) == (0, True, 3)
+    validation = open_shards(tmp_path / "dest").split("validation")
+    assert [validation.path(row) for row in range(4)] == [f"images/{n}.png" for n in (21, 22, 23, 24)]
+    for row in range(4):
+        green, mask = validation.image(row)[..., 1].astype(float), validation.mask(row) > 0
+        assert 0.05 < mask.mean() < 0.15
+        assert (green - uniform_filter(green, 11))[mask].mean() < -3  # vessels are darker than what is around them
