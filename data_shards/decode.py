@@ -1,7 +1,8 @@
 """Foreign image files and stored bytes -> uint8 arrays, with limits that are checked before anything is decoded.
 
 An image file is untrusted: a 164 KB PNG can hold 169 megapixels. So the header is read first and held against our own
-pixel cap and format list; TIFF is left out on purpose (a large C decoder with a long list of vulnerabilities).
+pixel cap and format list; TIFF is left out on purpose (a large C decoder with a long list of vulnerabilities), but for
+the few sources that name their own list of formats (sources/archival.py).
 
 Legend: H, W, C height, width, channels (1 or 3) of one image.
 """
@@ -103,14 +104,21 @@ def image_header(path: Path) -> Header:
         return guarded(lambda: _header_of(_open(stream), num_bytes))
 
 
-def load_image(data: bytes, channels: int, draft_px: int | None = None) -> UInt8Array:
+def header_of_bytes(data: bytes, formats: tuple[str, ...] = FORMATS) -> Header:
+    """Return the header of an image in memory, of one of `formats`; raises Unreadable with the reason."""
+    return guarded(lambda: _header_of(_open(io.BytesIO(data), formats), len(data)))
+
+
+def load_image(
+    data: bytes, channels: int, draft_px: int | None = None, formats: tuple[str, ...] = FORMATS
+) -> UInt8Array:
     """Decode a foreign image file to (H, W, channels) uint8, upright; 16-bit gray keeps its high byte.
 
     With `draft_px` a JPEG may be decoded at a half, quarter or eighth of its size, never below `draft_px` a side.
     """
 
     def decode() -> UInt8Array:
-        image = _open(io.BytesIO(data))
+        image = _open(io.BytesIO(data), formats)
         _header_of(image, len(data))
         if draft_px is not None and image.format == "JPEG":
             image.draft(None, (draft_px, draft_px))
@@ -177,11 +185,11 @@ def _check_stated(stated: tuple[int, int], size: tuple[int, int]) -> None:
         raise Unreadable(f"decodes to {stated[1]} x {stated[0]} instead of {size[1]} x {size[0]} pixels")
 
 
-def _open(stream: Any) -> Image.Image:
+def _open(stream: Any, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     try:
-        return Image.open(stream, formats=FORMATS)
+        return Image.open(stream, formats=formats)
     except Image.UnidentifiedImageError:
-        raise Unreadable(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image (told by its content)") from None
+        raise Unreadable(f"not a {', '.join(formats[:-1])} or {formats[-1]} image (told by its content)") from None
 
 
 def _header_of(image: Image.Image, num_bytes: int) -> Header:

@@ -9,6 +9,7 @@ from data_shards.sources.listing import Record
 
 Counts = Mapping[str, tuple[int | None, int]]
 _NAMED = 6
+_LISTED = 20
 
 
 def differences(records: Sequence[Record], published: Counts, what: str) -> list[str]:
@@ -30,6 +31,14 @@ def differences(records: Sequence[Record], published: Counts, what: str) -> list
         f"{len(records):,} images found, {what} counts {_totals(published)}; different: "
         f"{', '.join(texts[:_NAMED] + more)}. Results are then not comparable with published ones."
     ]
+
+
+def left_out(what: str, names: Sequence[str], why: str) -> list[str]:
+    """Return the note that some `what` ("slide") were left out, with twenty of their names; none for none."""
+    if not names:
+        return []
+    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return [f"{len(names)} {what}(s) were left out, {why}: {', '.join([*names[:_LISTED], *more])}."]
 
 
 def _totals(published: Counts) -> str:

@@ -9,12 +9,12 @@ from data_shards.errors import UserError, nearest_of
 from data_shards.files import open_plain
 from data_shards.schema import split_name
 from data_shards.sources.folder import list_images
+from data_shards.sources.published import left_out
 from data_shards.sources.table import inside, read_rows
 
 PLAUSIBLE_MPP = (0.02, 20.0)  # outside is no microscope, but the resolution of a screen or a printer
 _SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
 _KEPT = ("", "0", "no", "false")
-_NAMED = 20
 _MAX_LIST_BYTES = 16 << 20
 
 
@@ -56,7 +56,7 @@ def _in_table(path: Path) -> tuple[list[Slide], list[str]]:
         slides[name] = Slide(
             name, inside(path.parent, name, where), row["label"], split, row.get("patient", ""), _mpp_of(row, where)
         )
-    return [*slides.values()], left_out(skipped, "marked in the column skip")
+    return [*slides.values()], left_out("slide", skipped, "marked in the column skip")
 
 
 def _mpp_of(row: dict[str, str], where: str) -> float | None:
@@ -88,12 +88,4 @@ def without(slides: list[Slide], file: Path) -> tuple[list[Slide], list[str]]:
         hint = nearest_of(strangers[0], known)
         raise UserError(f"The skip list {file} names '{strangers[0][:100]}', which is no slide here{hint}.")
     kept = [slide for slide in slides if slide.name not in wanted]
-    return kept, left_out([*wanted], f"named in {file.name}")
-
-
-def left_out(names: list[str], why: str) -> list[str]:
-    """Return the note that slides were left out, none for none."""
-    if not names:
-        return []
-    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return [f"{len(names)} slide(s) were left out, {why}: {', '.join(names[:_NAMED] + more)}."]
+    return kept, left_out("slide", [*wanted], f"named in {file.name}")

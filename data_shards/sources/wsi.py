@@ -21,7 +21,8 @@ from data_shards.decode import Header, Unreadable, check_inside
 from data_shards.errors import UserError
 from data_shards.sandbox import Limits, Reply, Sandbox
 from data_shards.sources.listing import Listing, Record, class_names
-from data_shards.sources.slides import Slide, checked_mpp, left_out, list_slides, without
+from data_shards.sources.published import left_out
+from data_shards.sources.slides import Slide, checked_mpp, list_slides, without
 from data_shards.sources.splits import complete
 from data_shards.sources.wsi_slide import Cut, find_patches, load_patch
 
@@ -90,7 +91,7 @@ def _patches(slides: list[Slide], cut: Cut, mpp: float | None, root: Path) -> tu
             records += [_patch(slide, (x, y), (facts["mpp"][0], facts["mpp"][1]), cut) for x, y in places]
     if not records:
         raise UserError(f"No slide of {root} has a patch of {cut.microns:g} microns that is {cut.tissue:.0%} tissue.")
-    notes = left_out(empty, f"without a patch that is {cut.tissue:.0%} tissue")
+    notes = left_out("slide", empty, f"without a patch that is {cut.tissue:.0%} tissue")
     if enlarged:
         what = f"patches of {cut.microns:g} microns have fewer than {cut.pixels} pixels and are enlarged"
         notes.append(f"{len(enlarged)} slide(s) are too coarse: {what}, e.g. in {enlarged[0]}.")
