@@ -26,6 +26,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "kimia_path24": ("data_shards.sources.kimia_path24", "folder or file"),
     "retina": ("data_shards.sources.retina", "folder"),
     "kaggle_dr": ("data_shards.sources.kaggle_dr", "folder"),
+    "chest": ("data_shards.sources.chest", "folder"),
     "wsi": ("data_shards.sources.wsi", "folder or file"),
     "dicom": ("data_shards.sources.dicom", "folder or file"),
     "digits": ("data_shards.sources.digits", ""),

@@ -110,6 +110,17 @@ def read(
     return Listing(root.name, classes, tuple(records), root=root, warnings=tuple(notes))
 
 
+def single_frame(record: Record, window: str = "auto") -> Record:
+    """Return the record of a DICOM file of one frame, whose header and pixels are read when they are asked for.
+
+    Raises UserError without pydicom.
+    """
+    _check_options(window, "reject")
+    file = record.file
+    assert file is not None
+    return replace(record, header=partial(_header, file), load=partial(_load, file, 0, window))
+
+
 def _check_options(window: str, frames: str) -> None:
     try:
         import pydicom  # noqa: F401
@@ -159,6 +170,10 @@ def _frame_records(record: Record, facts: _Facts, window: str) -> list[Record]:
         replace(record, path=f"{record.path}#{i}", group=owner, load=partial(_load, file, i, window))
         for i in range(facts.num_frames)
     ]
+
+
+def _header(file: Path) -> Header:
+    return _silent(lambda: _read_facts(file, "reject")).checked()
 
 
 def _silent(step: Callable[[], T]) -> T:
