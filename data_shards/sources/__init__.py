@@ -31,6 +31,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "dicom": ("data_shards.sources.dicom", "folder or file"),
     "digits": ("data_shards.sources.digits", ""),
     "phantoms": ("data_shards.sources.phantoms", ""),
+    "vessels": ("data_shards.sources.vessels", ""),
 }
 
 
