@@ -34,8 +34,7 @@ def build(
 
     Args:
         source: folder:PATH, table:LABELS.csv, isic19:PATH, mura:PATH, hyperkvasir:PATH, kimia_path24:PATH, retina:PATH,
-            kaggle_dr:PATH, chest:PATH, wsi:PATH, dicom:PATH, digits, phantoms,
-            vessels.
+            kaggle_dr:PATH, chest:PATH, wsi:PATH, dicom:PATH, digits, phantoms, vessels.
         dest: the folder to make; must not exist.
         overrides: key=value options of the source, anywhere.
         size: side of the stored images in pixels; as they are when not given.

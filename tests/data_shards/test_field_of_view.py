@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from data_shards.decode import Unreadable
 from data_shards.field_of_view import DARK, MARGIN_PX, fundus_region
+
+REAL = os.environ.get("SUBSPACE_DATA")
 
 
 def largest_component(lit: np.ndarray) -> set[tuple[int, int]]:
@@ -47,3 +53,14 @@ def test_too_small_a_part_of_the_image() -> None:
     image[10, 30] = 0
     with pytest.raises(Unreadable, match=r"25% of the image, less than 25%"):
         fundus_region(image, min_share=0.25)
+
+
+@pytest.mark.skipif(REAL is None, reason="SUBSPACE_DATA names no folder with real sets")
+def test_the_field_of_view_that_publishers_drew() -> None:
+    for number in (21, 28, 40):
+        folder = Path(str(REAL)) / "drive"
+        drawn = np.argwhere(np.asarray(Image.open(folder / "fov" / f"{number}.png").convert("L")) > 0)
+        low, high = drawn.min(axis=0) - MARGIN_PX, drawn.max(axis=0) + 1 + MARGIN_PX
+        top, bottom, left, right = fundus_region(np.asarray(Image.open(folder / "images" / f"{number}.png")))
+        expected = [max(0, low[0]), min(584, high[0]), max(0, low[1]), min(565, high[1])]
+        assert np.abs(np.array([top, bottom, left, right]) - expected).max() <= 2
