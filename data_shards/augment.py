@@ -14,7 +14,7 @@ Legend: B images, H x W pixels, C channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -42,8 +42,10 @@ class AugmentConfig:
     hflip, vflip, rotate90: each outcome equally likely. rotate_degrees, shear: largest angle. translate: largest
     shift as a fraction of the size. scale: zoom from the smaller to the larger factor, log-uniform. padding: what
     lies outside. brightness, contrast, saturation: largest relative change; hue: largest turn (0.5 = all hues).
-    erase: probability of a random rectangle of erase_area set to the mean colour. mean, std: of the 0..1 intensities,
-    per channel; None = ImageNet for 3 channels, 0.5 for 1.
+    gray: probability that colour goes. erase: probability of a random rectangle of erase_area set to the mean colour.
+    mean, std: of the 0..1 intensities, per channel; None = ImageNet for 3 channels, 0.5 for 1. own: what each of
+    several views of an image gets by itself: small motions, colours, erasing; crop, flips, turns and motions of this
+    configuration are then shared by the views, and its colours and erasing not used. None: views share nothing.
     """
 
     size: int
@@ -63,8 +65,10 @@ class AugmentConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    gray: float = 0.0
     erase: float = 0.0
     erase_area: Pair = (0.02, 0.2)
+    own: AugmentConfig | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -86,6 +90,8 @@ class AugmentConfig:
             raise UserError(f"augment.padding = '{self.padding}': use reflection, border or zeros")
         if any(len(x) not in (1, self.channels) for x in self.normalisation) or min(self.normalisation[1]) <= 0:
             raise UserError(f"augment.mean and augment.std need {self.channels} numbers, and std above 0")
+        if self.own is not None and (self.own.crops or self.own.hflip or self.own.vflip or self.own.rotate90):
+            raise UserError("augment.own: crops, flips and quarter turns are shared by the views of an image")
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -101,17 +107,28 @@ class AugmentConfig:
     @property
     def warps(self) -> bool:
         """Whether pixels are interpolated (flips and quarter turns alone only move them)."""
-        return bool(self.rotate_degrees or self.translate or self.shear or tuple(self.scale) != (1, 1))
+        moves = bool(self.rotate_degrees or self.translate or self.shear or tuple(self.scale) != (1, 1))
+        return moves or (self.own is not None and self.own.warps)
+
+    @property
+    def of_view(self) -> AugmentConfig:
+        """The configuration whose colours and erasing a view gets."""
+        return self.own or self
 
     @property
     def recolours(self) -> bool:
         """Whether intensities or colours change."""
-        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+        return bool(self.brightness or self.contrast or self.mixes_colours)
+
+    @property
+    def mixes_colours(self) -> bool:
+        """Whether channels are mixed."""
+        return bool(self.saturation or self.hue or self.gray)
 
 
 _LARGEST = {
     "rotate_degrees": 180, "translate": 1, "shear": 60, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5,
-    "erase": 1,
+    "gray": 1, "erase": 1,
 }  # fmt: skip
 
 
@@ -131,6 +148,10 @@ class Parameters:
         """Return the draws of some of the images."""
         return Parameters(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def seen_by(self, own: Parameters) -> Parameters:
+        """Return the draws of a view that shares crop, flips, turns and motions with others; the rest is its own."""
+        return replace(self, warp=self.warp @ own.warp, colour=own.colour, erase=own.erase)
+
 
 def draw(
     config: AugmentConfig,
@@ -145,19 +166,21 @@ def draw(
     if visits is not None:
         ids = ids + (np.asarray(visits, dtype=np.int64) << _VISIT_SHIFT)
     # A column belongs to one purpose for ever: switching one option on leaves the draws of the others alone.
-    u = keyed.uniform(keyed.fold(keyed.key(seed, "augment", epoch, view), ids), 20)
+    u = keyed.uniform(keyed.fold(keyed.key(seed, "augment", epoch, view), ids), 21)
     signed = 2 * u - 1
     hflip, vflip = config.hflip & (u[:, 0] < 0.5), config.vflip & (u[:, 1] < 0.5)
     turns = (4 * u[:, 2]).astype(np.int64) * config.rotate90
     log_ratio = _between(np.log(config.crop_ratio), u[:, 9])
     strength = np.array([config.brightness, config.contrast, config.saturation, 2 * np.pi * config.hue])
+    colour = np.array([1.0, 1.0, 1.0, 0.0]) + strength * signed[:, 12:16]
+    colour[u[:, 20] < config.gray, 2] = 0.0
     return Parameters(
         hflip=hflip,
         vflip=vflip,
         turns=turns,
         warp=_flipped(hflip, vflip) @ _turned(turns) @ _warp(config, signed, u),
         crop=np.stack([_between(np.array(config.crop_scale), u[:, 8]), log_ratio, u[:, 10], u[:, 11]], axis=1),
-        colour=np.array([1.0, 1.0, 1.0, 0.0]) + strength * signed[:, 12:16],
+        colour=colour,
         erase=_erased(config, u[:, 16:20]),
     )
 
@@ -171,7 +194,12 @@ def draw_views(
     visits: npt.NDArray[np.int64] | None = None,
 ) -> Parameters:
     """Return the draws of V views of every image, (B * V) rows, the views of an image next to each other."""
-    drawn = [draw(config, seed, epoch, sample_ids, view, visits) for view in range(views)]
+    if config.own is None:
+        drawn = [draw(config, seed, epoch, sample_ids, view, visits) for view in range(views)]
+    else:
+        shared = draw(config, seed, epoch, sample_ids, 0, visits)
+        own = (draw(config.own, seed, epoch, sample_ids, 1 + view, visits) for view in range(views))
+        drawn = [shared.seen_by(each) for each in own]
     columns = (np.stack([getattr(d, f.name) for d in drawn], axis=1) for f in fields(Parameters))
     return Parameters(*(c.reshape(-1, *c.shape[2:]) for c in columns))
 

@@ -31,13 +31,14 @@ def apply(images: Tensor, parameters: Parameters, config: AugmentConfig, warps: 
 
     warps: whether to resample along parameters.warp (then the images may have any H x W); None = if configured.
     """
-    pivot = _luma(images) if config.contrast else None
+    own = config.of_view
+    pivot = _luma(images) if own.contrast else None
     warps = config.warps if warps is None else warps
     floats = _warped(images, parameters, config) if warps else _moved(images, parameters).float()
-    if config.recolours:
-        floats = _recoloured(floats, pivot, parameters.colour, mixes=bool(config.saturation or config.hue))
+    if own.recolours:
+        floats = _recoloured(floats, pivot, parameters.colour, mixes=own.mixes_colours)
     floats = _normalised(floats, config)
-    return _erased(floats, parameters.erase) if config.erase else floats
+    return _erased(floats, parameters.erase) if own.erase else floats
 
 
 def normalise(images: Tensor, config: AugmentConfig) -> Tensor:

@@ -37,9 +37,10 @@ class EmbeddingModel(nn.Module):
     def embed(self, levels: Sequence[Tensor], keep: Tensor | None = None) -> Embedded:
         """Return the embedding of shared levels."""
         if self.gate is None:
-            return self.head([levels[-1]], keep)  # type: ignore[no-any-return]
+            return self.head([levels], keep)  # type: ignore[no-any-return]
         masks = self.gate(levels[-1])
-        found = self.head([self.backbone.beyond(self.gate.level, levels[-1] * mask) for mask in masks], keep)
+        shared, last = levels[:-1], levels[-1]
+        found = self.head([[*shared, *self.backbone.beyond(self.gate.level, last * mask)] for mask in masks], keep)
         maps = torch.cat([mask.mean(dim=1, keepdim=True) for mask in masks], dim=1)
         return found._replace(maps=maps)  # type: ignore[no-any-return]
 

@@ -59,6 +59,26 @@ def test_views_lie_next_to_each_other() -> None:
         assert same(both[np.arange(view, 20, 2)], draw(EVERYTHING, 0, 3, IDS[:10], view))
 
 
+def test_views_share_what_is_not_their_own() -> None:
+    own = AugmentConfig(size=32, rotate_degrees=2, brightness=0.4, gray=0.2, erase=0.3)
+    config = replace(EVERYTHING, own=own)
+    both, shared = draw_views(config, 0, 3, IDS, views=2), draw(EVERYTHING, 0, 3, IDS)
+    for view in (0, 1):
+        seen, alone = both[np.arange(view, 2 * len(IDS), 2)], draw(own, 0, 3, IDS, view=1 + view)
+        for name in ("hflip", "vflip", "turns", "crop"):
+            assert np.array_equal(getattr(seen, name), getattr(shared, name))
+        for name in ("colour", "erase"):
+            assert np.array_equal(getattr(seen, name), getattr(alone, name))
+        assert np.allclose(seen.warp, shared.warp @ alone.warp)
+    assert not np.array_equal(both[np.arange(0, 20, 2)].colour, both[np.arange(1, 20, 2)].colour)
+    assert AugmentConfig(size=32, own=own).warps and not AugmentConfig(size=32, own=AugmentConfig(size=32)).warps
+
+
+def test_colour_goes_as_often_as_asked() -> None:
+    gone = draw(AugmentConfig(size=32, gray=0.2), 0, 0, IDS).colour[:, 2] == 0
+    assert abs(gone.mean() - 0.2) < 0.02
+
+
 @pytest.mark.parametrize("off", ["hflip", "rotate90", "brightness", "hue", "erase"])
 def test_switching_one_option_off_leaves_the_others_alone(off: str) -> None:
     full, less = draw(EVERYTHING, 0, 0, IDS), draw(replace(EVERYTHING, **{off: 0}), 0, 0, IDS)
@@ -168,6 +188,7 @@ def test_decoding_never_loses_the_detail_of_a_crop() -> None:
         ({"padding": "mirror"}, "padding"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"std": (0.5, 0.5, 0.0)}, "std"),
+        ({"own": AugmentConfig(size=32, hflip=True)}, "own"),
     ],
 )
 def test_user_errors(options: dict[str, Any], words: str) -> None:

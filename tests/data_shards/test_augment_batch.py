@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data_shards.augment import AugmentConfig, Parameters, draw
+from data_shards.augment import AugmentConfig, Parameters, draw, draw_views
 from data_shards.augment_batch import apply, colour_matrices, normalise, warp_masks
 from data_shards.errors import UserError
 
@@ -111,6 +111,25 @@ def test_saturation_and_hue_follow_the_formulas() -> None:
         turn = Rotation.from_rotvec(p.colour[i, 3] * np.ones(3) / np.sqrt(3)).as_matrix()
         expected = np.tensordot(turn, saturated, 1)
         assert np.abs(found[i] - expected.clip(0, 255) / 255).max() < 1e-5
+
+
+def test_an_image_without_colour_is_its_luma() -> None:
+    images = random_images()
+    found, _ = applied(images, AugmentConfig(21, gray=1.0, **PLAIN))
+    for i, image in enumerate(images.astype(float)):
+        assert np.abs(found[i] - np.tensordot(LUMA, image, 1) / 255).max() < 1e-5
+
+
+def test_views_get_colours_of_their_own() -> None:
+    images = torch.from_numpy(random_images())
+    own = AugmentConfig(21, brightness=0.5, gray=1.0)
+    config = AugmentConfig(21, brightness=0.9, own=own, **PLAIN)
+    ids = np.arange(len(images))
+    drawn = draw_views(config, 0, 0, ids, views=2)
+    found = apply(images.repeat_interleave(2, dim=0), drawn, config)
+    for view in (0, 1):
+        alone = apply(images, draw(own, 0, 0, ids, view=1 + view), AugmentConfig(21, brightness=0.5, gray=1.0, **PLAIN))
+        assert torch.equal(found[view::2], alone)
 
 
 def test_colour_maps_leave_gray_gray_and_a_third_of_a_turn_moves_red_to_green() -> None:

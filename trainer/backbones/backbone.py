@@ -46,11 +46,12 @@ class Backbone(nn.Module):
             levels.append(x)
         return levels
 
-    def beyond(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """Return the last level of level i."""
+    def beyond(self, i: int, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return levels from i on, of level i."""
+        levels = [x]
         for behind in range(i + 1, len(self.channels)):
-            x = self.level(behind, x)
-        return x
+            levels.append(self.level(behind, levels[-1]))
+        return levels
 
     def same_size_stage(self, i: int, seed: int) -> nn.Module:
         """Return another stage like that of level i >= 1, (B, C_{i-1}, h, w) -> (B, C_i, h, w), from start weights of

@@ -1,6 +1,7 @@
 """What an embedding head takes and returns.
 
-Legend: B batch, C channels, D embedding width, F feature width, M branches of the gate, h and w pixels of a level.
+Legend: B batch, C_i channels of level i, D embedding width, F feature width, M branches of the gate, h and w pixels
+of a level.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingHead(nn.Module, ABC):
-    """Last levels (B, C, h, w), one per branch -> `Embedded` without maps, by a linear layer whose rows are the
-    embedding dimensions; without one, or with several branches, nothing can grow.
+    """Levels (B, C_i, h_i, w_i) of each branch, finest first -> `Embedded` without maps, by a linear layer whose rows
+    are the embedding dimensions; without one, or with several branches, nothing can grow.
 
     `num_features` is the width of what that layer sees, `dropout` the probability of dropping one of them; the mask is
     drawn by the caller (`trainer.heads.dropout`).
@@ -38,5 +39,5 @@ class EmbeddingHead(nn.Module, ABC):
     dropout: float
 
     @abstractmethod
-    def forward(self, branches: Sequence[torch.Tensor], keep: torch.Tensor | None = None) -> Embedded:
+    def forward(self, branches: Sequence[Sequence[torch.Tensor]], keep: torch.Tensor | None = None) -> Embedded:
         """Embed the branches; `keep` (B, F) is multiplied onto the pooled features."""

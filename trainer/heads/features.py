@@ -40,9 +40,9 @@ class PooledFeatures(EmbeddingHead):
         self.num_features, self.num_dims, self.dropout = in_channels, num_dims, dropout
         self.embedding = nn.Identity()
 
-    def forward(self, branches: Sequence[torch.Tensor], keep: torch.Tensor | None = None) -> Embedded:
+    def forward(self, branches: Sequence[Sequence[torch.Tensor]], keep: torch.Tensor | None = None) -> Embedded:
         """Pool the last level in float32; `keep` (B, F), already scaled by 1 / (1 - p), is multiplied onto it."""
-        (level,) = branches
+        ((*_, level),) = branches
         pooled = level.float().mean(dim=(2, 3))
         if keep is not None:
             pooled = pooled * keep.to(pooled.device)

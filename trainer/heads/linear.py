@@ -22,7 +22,7 @@ from trainer.heads.embedded import Embedded, EmbeddingHead
 
 
 class LinearEmbedding(EmbeddingHead):
-    """Last levels, one per branch -> `Embedded`. Float32 under autocast too: distances need it.
+    """Levels of each branch -> `Embedded`. Float32 under autocast too: distances need it.
 
     `dropout` is only a number for the caller, who draws the mask (`trainer.heads.dropout.dropout_keep`). `widths`, if
     given, are the initial subspaces: each block is drawn with its own fan-out, as published (Adiga et al. 2022,
@@ -52,10 +52,10 @@ class LinearEmbedding(EmbeddingHead):
             fill_normal(block, std, keyed.generator(seed, "init", "embedding", k))
         fill_uniform(self.embedding.bias, 1.0 / math.sqrt(in_channels), keyed.generator(seed, "init", "embedding bias"))
 
-    def forward(self, branches: Sequence[torch.Tensor], keep: torch.Tensor | None = None) -> Embedded:
-        """Embed (B, C, h, w) of M branches; `keep` (B, F), scaled by 1 / (1 - p), is multiplied onto the means."""
-        with _full_precision(branches[0].device.type):
-            pooled = torch.cat([level.float().mean(dim=(2, 3)) for level in branches], dim=1)
+    def forward(self, branches: Sequence[Sequence[torch.Tensor]], keep: torch.Tensor | None = None) -> Embedded:
+        """Embed the last level of M branches; `keep` (B, F), scaled by 1 / (1 - p), is multiplied onto the means."""
+        with _full_precision(branches[0][-1].device.type):
+            pooled = torch.cat([levels[-1].float().mean(dim=(2, 3)) for levels in branches], dim=1)
             if keep is not None:
                 pooled = pooled * keep.to(pooled.device)
             learners = [self.embedding(each) for each in pooled.chunk(len(branches), dim=1)]

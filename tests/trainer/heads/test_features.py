@@ -15,7 +15,7 @@ def test_vectors_are_the_pooled_last_level() -> None:
     head = PooledFeatures(6, 6)
     level = torch.randn(2, 6, 3, 4)
     keep = torch.tensor([[2.0, 0, 2, 0, 2, 0]]).expand(2, 6)
-    found = head([level], keep)
+    found = head([[level]], keep)
     torch.testing.assert_close(found.vectors, level.mean((2, 3)) * keep)
     torch.testing.assert_close(found.features.norm(dim=1), torch.ones(2))
     assert found.maps is None

@@ -12,7 +12,7 @@ from trainer.heads.linear import LinearEmbedding
 
 def test_vectors_are_the_mean_over_pixels_through_a_linear_layer() -> None:
     net, level = LinearEmbedding(12, 6), torch.randn(3, 12, 4, 5)
-    embedded = net([level])
+    embedded = net([[level]])
     pooled = level.numpy().sum(axis=(2, 3)) / 20
     expected = pooled @ net.embedding.weight.detach().numpy().T + net.embedding.bias.detach().numpy()
     np.testing.assert_allclose(embedded.vectors.detach(), expected, atol=1e-5)
@@ -22,7 +22,7 @@ def test_vectors_are_the_mean_over_pixels_through_a_linear_layer() -> None:
 
 def test_branches_share_one_layer_and_each_fills_its_share() -> None:
     net, levels = LinearEmbedding(12, 6, branches=3), torch.randn(3, 2, 12, 4, 5).unbind()
-    embedded = net(levels)
+    embedded = net([[x] for x in levels])
     assert net.embedding.weight.shape == (2, 12)
     assert net.num_features == 36
     assert embedded.features.shape == (2, 36)
@@ -35,16 +35,18 @@ def test_branches_share_one_layer_and_each_fills_its_share() -> None:
 def test_the_mask_multiplies_the_pooled_vectors_of_every_branch() -> None:
     net, levels = LinearEmbedding(12, 6, branches=2), torch.randn(2, 2, 12, 3, 3).unbind()
     keep = torch.ones(2, 24)
-    torch.testing.assert_close(net(levels, keep).vectors, net(levels).vectors)
+    torch.testing.assert_close(net([[x] for x in levels], keep).vectors, net([[x] for x in levels]).vectors)
     keep[1, 12:] = 0
-    torch.testing.assert_close(net(levels, keep).vectors[:, :3], net(levels).vectors[:, :3])
-    torch.testing.assert_close(net(levels, keep).vectors[1, 3:], net.embedding.bias)
+    torch.testing.assert_close(
+        net([[x] for x in levels], keep).vectors[:, :3], net([[x] for x in levels]).vectors[:, :3]
+    )
+    torch.testing.assert_close(net([[x] for x in levels], keep).vectors[1, 3:], net.embedding.bias)
 
 
 def test_vectors_are_float32_under_autocast() -> None:
     net, level = LinearEmbedding(12, 6), torch.randn(2, 12, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        embedded = net([level])
+        embedded = net([[level]])
     assert embedded.vectors.dtype == torch.float32
     assert embedded.features.dtype == torch.float32
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,8 @@ class PlainHead(EmbeddingHead):
         self.embedding.weight.data = weight
         self.num_features, self.dropout = 3, 0.0
 
-    def forward(self, levels: list[Tensor], keep: Tensor | None = None) -> Embedded:
-        pooled = levels[-1].mean(dim=(2, 3))
+    def forward(self, branches: Sequence[Sequence[Tensor]], keep: Tensor | None = None) -> Embedded:
+        pooled = branches[0][-1].mean(dim=(2, 3))
         return Embedded(self.embedding(pooled), pooled, None)
 
 

@@ -1,0 +1,129 @@
+"""The dense head of local discrimination: a unit vector and a soft cluster for every pixel, summed up per image.
+
+Chen et al. 2021, https://arxiv.org/abs/2108.09440. Pixels are never gathered over ranks: an image goes out as one row
+of `LocalLayout`, the unit vectors of its patches, its region vectors and the entropy of its clusters.
+
+Legend: B images, H x W pixels, G x G patches, d embedding channels, K clusters, D = G^2 d + K d + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.backbones.initialise import kaiming_convolutions
+from trainer.backbones.norm import NormFactory
+from trainer.heads.decoder import Decoder, conv_norm_relu
+from trainer.heads.embedded import Embedded, EmbeddingHead
+
+
+class Pixels(NamedTuple):
+    """Unit vectors (B, d, H, W), and clusters (B, K, H, W) that sum to 1 over K; None for K = 0."""
+
+    vectors: Tensor
+    clusters: Tensor | None
+
+
+class Parts(NamedTuple):
+    """Of each image: patches (B, G^2, d) and regions (B, K, d), unit rows; mean entropy of its clusters (B,), bits."""
+
+    patches: Tensor
+    regions: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class LocalLayout:
+    """Where in the D columns of an image's row its parts lie."""
+
+    grid: int
+    width: int
+    num_clusters: int
+
+    @property
+    def num_dims(self) -> int:
+        """D."""
+        return (self.grid**2 + self.num_clusters) * self.width + 1
+
+    def pack(self, parts: Parts) -> Tensor:
+        """Return rows (B, D)."""
+        return torch.cat([parts.patches.flatten(1), parts.regions.flatten(1), parts.entropy[:, None]], dim=1)
+
+    def unpack(self, rows: Tensor) -> Parts:
+        """Return the parts of rows (B, D)."""
+        cut = self.grid**2 * self.width
+        patches = rows[:, :cut].unflatten(1, (self.grid**2, self.width))
+        regions = rows[:, cut:-1].unflatten(1, (self.num_clusters, self.width))
+        return Parts(patches, regions, rows[:, -1])
+
+
+class DenseEmbedding(EmbeddingHead):
+    """Levels -> `Embedded` whose vectors are rows of `layout`. Float32 behind the convolutions, under autocast too.
+
+    Clusters are sigmoids divided by their sum, not a softmax. `features` (B, d) are the mean of the patches. There is
+    no dropout and nothing to grow. Raises ValueError for several branches of a gate.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        norm: NormFactory,
+        width: int = 32,
+        num_clusters: int = 16,
+        grid: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.layout = LocalLayout(grid, width, num_clusters)
+        self.num_features, self.num_dims, self.dropout = width, self.layout.num_dims, 0.0
+        self.embedding = nn.Identity()
+        self.decoder = Decoder(channels, norm)
+        shared = self.decoder.out_channels
+        self.to_vectors = _branch(shared, width, norm)
+        self.to_clusters = _branch(shared, num_clusters, norm) if num_clusters else None
+        kaiming_convolutions(self, seed, "dense")
+
+    def pixels(self, levels: Sequence[Tensor]) -> Pixels:
+        """Return what every pixel is."""
+        shared = self.decoder(levels)
+        vectors = F.normalize(self.to_vectors(shared).float(), dim=1)
+        if self.to_clusters is None:
+            return Pixels(vectors, None)
+        raw = torch.sigmoid(self.to_clusters(shared).float())
+        return Pixels(vectors, raw / (raw.sum(dim=1, keepdim=True) + 1e-9))
+
+    def forward(self, branches: Sequence[Sequence[Tensor]], keep: Tensor | None = None) -> Embedded:
+        """Embed the levels."""
+        (levels,) = branches
+        parts = summed_up(self.pixels(levels), self.layout.grid)
+        return Embedded(self.layout.pack(parts), F.normalize(parts.patches.mean(dim=1), dim=1), None)
+
+
+def _branch(in_channels: int, out_channels: int, norm: NormFactory) -> nn.Sequential:
+    last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+    return nn.Sequential(conv_norm_relu(in_channels, out_channels, norm), last)
+
+
+def summed_up(pixels: Pixels, grid: int) -> Parts:
+    """Return the parts of images from their pixels.
+
+    A region's vector is the mean of the pixels' vectors, weighted by its cluster: one contraction over pixels, where
+    the product (B, K, d, H, W) would take 8.2 GB for a batch of 20 images of 448 pixels.
+    """
+    vectors, clusters = pixels
+    patches = F.normalize(F.adaptive_avg_pool2d(vectors, grid).flatten(2).mT, dim=2)
+    if clusters is None:
+        return Parts(patches, vectors.new_zeros(len(vectors), 0, vectors.shape[1]), vectors.new_zeros(len(vectors)))
+    weighted = clusters.flatten(2) @ vectors.flatten(2).mT / clusters[0, 0].numel()
+    return Parts(patches, F.normalize(weighted, dim=2), binary_entropy(clusters).mean(dim=(1, 2, 3)))
+
+
+def binary_entropy(probabilities: Tensor) -> Tensor:
+    """Return -p log2 p - (1 - p) log2 (1 - p) in bits, 0 at 0 and at 1, of a tensor of any shape."""
+    p = probabilities.clamp(1e-7, 1 - 1e-7)
+    return -(p * p.log2() + (1 - p) * (1 - p).log2())
