@@ -61,8 +61,8 @@ def assemble(
         objectives,
         state,
         train,
-        validation,
-        embed_options,
+        build.validator(config, validation, objectives),
+        embed_options.transform,
         build.batch_rule(config),
         client,
         Reclustering(

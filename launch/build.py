@@ -6,9 +6,11 @@ its constructor, checked against the signature, so the constructor is the schema
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,34 +22,41 @@ from cluster.assignment import RepairRule
 from cluster.controller import ControllerConfig
 from cluster.growth import NoGrowth, PlateauGrowth
 from cluster.plan import PlanConfig
+from data_shards import keyed
 from data_shards.augment import AugmentConfig
 from data_shards.build import build as build_shards
 from data_shards.errors import UserError
-from data_shards.order import BatchRule
+from data_shards.order import BatchRule, GlobalBatch
 from data_shards.quarantine import TrainingReader
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from launch.config import Component, RunConfig
 from launch.parts import constructed, entry
 from trainer import distributed, weights
 from trainer.backbones import from_monai, from_timm
+from trainer.backbones.backbone import Backbone
 from trainer.backbones.googlenet import GoogLeNet
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
+from trainer.backbones.vgg import VGG
 from trainer.engines.base import Engine
 from trainer.engines.ddp import DDPEngine
 from trainer.engines.deepspeed import DeepSpeedEngine, check_zero
 from trainer.evaluate import EmbedOptions
 from trainer.heads import gate
+from trainer.heads.dense import DenseEmbedding, LocalLayout
 from trainer.heads.embedded import EmbeddingHead
 from trainer.heads.features import PooledFeatures
 from trainer.heads.gate import Gate
 from trainer.heads.linear import LinearEmbedding
+from trainer.heads.mask import MaskHead
 from trainer.loop import LoopOptions
 from trainer.model import EmbeddingModel
+from trainer.objectives.objective import Objective
 from trainer.optim import OPTIMISERS, Rates, parameter_groups
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
+from trainer.validators import Overlaps, PretextLoss, Retrieval, Validator
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,7 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "se_resnet50": partial(ResNet, depth=50, se=True),
     "googlenet": GoogLeNet,
     "small_resnet": SmallResNet,
+    "vgg16": VGG,
     "monai:": from_monai.by_name,
     "timm:": from_timm.by_name,
 }
@@ -67,7 +77,12 @@ GATES: dict[str, Callable[..., Gate | None]] = {
     "stage": gate.stage,
     "none": gate.none,
 }
-HEADS: dict[str, Callable[..., EmbeddingHead]] = {"linear": LinearEmbedding, "features": PooledFeatures}
+HEADS: dict[str, Callable[..., EmbeddingHead]] = {
+    "linear": LinearEmbedding,
+    "features": PooledFeatures,
+    "dense": DenseEmbedding,
+    "mask": MaskHead,
+}
 ENGINES: dict[str, Callable[..., Engine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 
 
@@ -85,13 +100,16 @@ def check_components(config: RunConfig) -> None:
 def transform(config: RunConfig) -> AugmentConfig:
     """Return the training augmentation and evaluation transform."""
     data = config.data
+    given = data.augment.model_dump()
+    own = given.pop("own")
     return AugmentConfig(
         size=data.image_size,
         resize=data.resize,
         channels=data.channels,
         mean=data.mean,
         std=data.std,
-        **data.augment.model_dump(),
+        own=None if own is None else AugmentConfig(size=data.image_size, channels=data.channels, **own),
+        **given,
     )
 
 
@@ -133,7 +151,7 @@ def open_splits(
     data = config.data
     made = partial(TrainingReader, seed=config.seed, max_corrupt=data.max_corrupt, tell=tell, fraction=data.fraction)
     train, validation = folder.split("train", made), folder.split("validation")
-    for split in (train, validation):
+    for split in (train, validation) if config.evaluate.by == "retrieval" else ():
         if len(set(split.labels.tolist())) < 2:
             raise UserError(f"the {split.name} split of {path} has one class only; metric learning needs at least two")
     test = folder.split("test") if folder.manifest.counts.get("test") else None
@@ -157,20 +175,31 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
             " for one pixel in its last level: use larger images, or fewer model.backbone.levels"
         )
     mask = constructed("model.gate", entry(GATES, settings.gate, "model.gate"), backbone, seed=config.seed)
-    head = constructed(
-        "model.head",
-        entry(HEADS, settings.head, "model.head"),
-        backbone.channels[-1],
-        settings.num_dims,
-        seed=config.seed,
-        widths=SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
-        branches=1 if mask is None else len(mask.branches),
-    )
-    network = EmbeddingModel(backbone, head, mask)
+    head = _head(config, backbone, 1 if mask is None else len(mask.branches))
+    network = EmbeddingModel(backbone, head, mask, settings.freeze_backbone)
     if settings.weights != "random":
         load_weights(network, Path(settings.weights), settings.backbone.name)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return network.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _head(config: RunConfig, backbone: Backbone, num_branches: int) -> EmbeddingHead:
+    """Return the head; its constructor says what it wants to know."""
+    settings = config.model
+    make = entry(HEADS, settings.head, "model.head")
+    known = {
+        "in_channels": backbone.channels[-1],
+        "level_channels": backbone.channels,
+        "make_norm": backbone.make_norm,
+        "num_dims": settings.num_dims,
+        "image_size": config.data.image_size,
+        "num_branches": num_branches,
+        "seed": config.seed,
+        "widths": SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
+    }
+    wanted = inspect.signature(make).parameters
+    head: EmbeddingHead = constructed("model.head", make, **{name: known[name] for name in wanted if name in known})
+    return head
 
 
 def load_weights(network: EmbeddingModel, path: Path, name: str) -> None:
@@ -271,9 +300,8 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
 
 def fresh_state(config: RunConfig, device: torch.device | str = "cpu") -> RunState:
     """Return the state before the first step."""
-    settings = config.model
-    partition = SubspacePartition.equal(settings.num_dims, settings.num_subspaces)
-    return RunState(partition, TaylorSaliency(settings.num_dims, config.growth.score, device))
+    partition = SubspacePartition.equal(num_dims(config), config.model.num_subspaces)
+    return RunState(partition, TaylorSaliency(partition.num_dims, config.growth.score, device))
 
 
 def growth_policy(config: RunConfig) -> Any:
@@ -316,9 +344,49 @@ def embed_options(config: RunConfig) -> EmbedOptions:
     return EmbedOptions(transform(config), settings.batch_size, settings.precision, config.data.num_workers)
 
 
+def validator(config: RunConfig, split: SplitReader, objective: Objective) -> Validator:
+    """Return what scores the validation split at the end of an epoch."""
+    settings, options = config.evaluate, embed_options(config)
+    if settings.by == "retrieval":
+        return Retrieval(split, options, settings.nmi_seeds_while_training, settings.exclude)
+    if settings.by == "masks":
+        return Overlaps(split, options)
+    return PretextLoss(split, options, objective, fixed_batches(config, split), config.seed)
+
+
+def fixed_batches(config: RunConfig, split: SplitReader) -> list[GlobalBatch]:
+    """Return the batches on which a split's loss is taken: its images in one keyed order, none twice."""
+    rows = keyed.generator(config.seed, "fixed batches").permutation(len(split))
+    size = min(config.train.batch_size, len(split) - len(split) % 2)
+    return [(0, rows[start : start + size]) for start in range(0, len(rows) - size + 1, size)]
+
+
+def local_layout(config: RunConfig) -> LocalLayout | None:
+    """Return what the rows of a dense head hold; None for other heads."""
+    head = config.model.head
+    if head.name != "dense":
+        return None
+    names = {field.name for field in fields(LocalLayout)}
+    return LocalLayout(**{name: value for name, value in head.arguments.items() if name in names})
+
+
+def num_dims(config: RunConfig) -> int:
+    """Return the width of what the head gives for an image."""
+    layout = local_layout(config)
+    if layout is not None:
+        return layout.num_dims
+    return config.data.image_size**2 if config.model.head.name == "mask" else config.model.num_dims
+
+
 def repair_rule(config: RunConfig) -> RepairRule:
     """Return what makes a cluster trainable."""
     return RepairRule(config.cluster.min_size or config.train.batch_size, config.cluster.min_classes)
+
+
+def rates(config: RunConfig) -> Rates:
+    """Return the learning rate over time."""
+    optim = config.optim
+    return Rates(optim.schedule, config.train.epochs, optim.warmup_epochs, tuple(optim.milestones), optim.decay)
 
 
 def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
@@ -326,12 +394,8 @@ def loop_options(config: RunConfig, stop_after_step: int | None) -> LoopOptions:
     return LoopOptions(
         seed=config.seed,
         epochs=config.train.epochs,
-        rates=Rates(
-            config.optim.schedule, config.train.epochs, config.optim.warmup_epochs, tuple(config.optim.milestones)
-        ),
+        rates=rates(config),
         evaluate_every=config.evaluate.every,
-        nmi_seeds=config.evaluate.nmi_seeds_while_training,
-        exclude=config.evaluate.exclude,
         monitor=config.growth.monitor,
         min_delta=config.growth.min_delta,
         checkpoint_every_steps=config.checkpoint.every_steps,

@@ -47,7 +47,23 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
-class AugmentSection(Section):
+class MotionSection(Section):
+    """Small motions, colours and erasing."""
+
+    rotate_degrees: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    gray: float = Field(0.0, description="probability that colour goes")
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.2)
+
+
+class AugmentSection(MotionSection):
     """Training views; evaluation always resizes and crops the centre."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
@@ -55,17 +71,8 @@ class AugmentSection(Section):
     hflip: bool = False
     vflip: bool = False
     rotate90: bool = False
-    rotate_degrees: float = 0.0
-    translate: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    shear: float = 0.0
     padding: Literal["reflection", "border", "zeros"] = "reflection"
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.2)
+    own: MotionSection | None = Field(None, description="of each view by itself, where an image has several")
 
 
 class DataSection(Section):
@@ -101,6 +108,7 @@ class ModelSection(Section):
     head: Component = Component(name="linear")
     num_dims: int = Field(128, gt=0, le=1 << 16)
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
+    freeze_backbone: bool = Field(False, description="train gate and head only; the backbone stays as it starts")
     weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
 
 
@@ -112,6 +120,16 @@ class EnsembleSection(Section):
     pairs: Literal["same_image", "all"] = "same_image"
 
 
+class LocalSection(Section):
+    """Local discrimination, without labels: patches are told apart, and regions, where the head has clusters."""
+
+    temperature: float = Field(0.1, gt=0, le=1e6)
+    region_temperature: float = Field(0.2, gt=0, le=1e6)
+    region_weight: float = Field(10.0, ge=0, le=1e6)
+    entropy_weight: float = Field(0.1, ge=0, le=1e6)
+    mix: tuple[float, float] = Field((0.2, 0.8), description="weight of the first image in a mixture of two")
+
+
 class ObjectiveSection(Section):
     """What a step minimises: losses and miners of ours, or classes of pytorch-metric-learning, by name."""
 
@@ -121,6 +139,8 @@ class ObjectiveSection(Section):
     lr: float | None = Field(None, gt=0, le=1e6, description="of what a loss learns (proxies); optim.lr when not given")
     mask_penalty: float = Field(0.01, ge=0, le=1e6, description="on the cosine of two masks, with growth.rule doubling")
     ensemble: EnsembleSection | None = Field(None, description="no clusters: all learners see all images")
+    masks: bool = Field(False, description="no vectors: the overlap of predicted masks, with model.head mask")
+    local: LocalSection | None = Field(None, description="no labels: of patches and regions, with model.head dense")
 
 
 class TrainSection(Section):
@@ -157,7 +177,8 @@ class OptimSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="of sgd")
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    milestones: tuple[float, ...] = Field((), description="epochs at which schedule step takes a tenth of the rate")
+    milestones: tuple[float, ...] = Field((), description="epochs at which schedule step multiplies the rate by decay")
+    decay: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
 
@@ -186,7 +207,7 @@ class GrowthSection(Section):
     rule: Literal["plateau", "doubling"] = Field(
         "plateau", description="split the tail when progress stalls; or double the clusters of learners that are masks"
     )
-    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r"] = "nmi"
+    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r", "loss", "dice"] = "nmi"
     patience: int = Field(10, gt=0)
     min_delta: float = Field(0.0, ge=0)
     min_tail: int = Field(10, gt=0)
@@ -204,6 +225,9 @@ class GrowthSection(Section):
 
 
 class EvaluateSection(Section):
+    by: Literal["retrieval", "loss", "masks"] = Field(
+        "retrieval", description="neighbours of vectors, the loss itself, or the overlap of masks"
+    )
     every: Count = 1
     batch_size: Count = 64
     nmi_seeds: Count = Field(10, description="k-means seeds of the final scores")
@@ -304,9 +328,12 @@ class RunConfig(Section):
             ("model.head.name features", self.model.head.name == "features"),
             ("model.gate.branches", branches != 1),
             ("objective.ensemble", self.objective.ensemble is not None),
+            ("objective.local", self.objective.local is not None),
+            ("objective.masks", self.objective.masks),
         ):
             if cannot_grow and self.growth.enabled:
                 raise ValueError(f"{what}: nothing can grow with it, set growth.enabled false")
+        self._check_kind()
         if branches not in (1, self.model.num_subspaces):
             raise ValueError(f"model.gate.branches {branches!r} must be model.num_subspaces, one learner for each mask")
         if len(self.data.mean) != self.data.channels or len(self.data.std) != self.data.channels:
@@ -318,6 +345,20 @@ class RunConfig(Section):
                 f"train.batch_size {train.batch_size} is not divisible by train.logical_shards {train.logical_shards}"
             )
         return self
+
+    def _check_kind(self) -> None:
+        """Raise ValueError where the parts of one kind of training are not together."""
+        kinds = {
+            "objective.local": (self.objective.local is not None, "dense", "loss", {"loss"}),
+            "objective.masks": (self.objective.masks, "mask", "masks", {"dice"}),
+        }
+        for name, (chosen, head, by, monitors) in kinds.items():
+            if not chosen == (self.model.head.name == head) == (self.evaluate.by == by):
+                raise ValueError(f"{name}, model.head.name {head} and evaluate.by {by} go together")
+            if chosen != (self.growth.monitor in monitors):
+                raise ValueError(f"growth.monitor {self.growth.monitor} is no score of evaluate.by {self.evaluate.by}")
+        if self.objective.local is not None and self.train.batch_size % 2:
+            raise ValueError(f"objective.local pairs images: train.batch_size {self.train.batch_size} must be even")
 
 
 # What `compat: published` means: the released code where it is well defined (specs in docs/decisions.md).

@@ -25,8 +25,10 @@ from trainer.losses.contrastive import contrastive
 from trainer.losses.margin import margin_loss
 from trainer.objectives.ensemble import EnsembleObjective
 from trainer.objectives.learners import Learners, Loss
+from trainer.objectives.local import LocalObjective
 from trainer.objectives.masks import MaskedObjective
 from trainer.objectives.objective import Objective
+from trainer.objectives.overlap import OverlapObjective
 from trainer.objectives.subspace import SubspaceObjective
 
 LOSSES: dict[str, Callable[..., Any]] = {
@@ -61,6 +63,12 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
         UserError: arguments that make no loss or miner.
     """
     settings = config.objective
+    if settings.local is not None:
+        layout = build.local_layout(config)
+        assert layout is not None
+        return LocalObjective(layout, config.seed, **settings.local.model_dump())
+    if settings.masks:
+        return OverlapObjective()
     make, miner = partial(_loss, config, num_classes), _miner(config)
     optimiser = build.optimiser(config)
     lr = settings.lr or config.optim.lr

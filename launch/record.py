@@ -18,6 +18,7 @@ from cluster.telemetry import gpu_readings
 from data_shards.errors import printable
 from data_shards.files import write_text
 from launch.status import write_status
+from trainer.headline import headline, key
 from trainer.state import RunState
 
 LINE_EVERY_S = 30.0
@@ -105,14 +106,12 @@ class RunRecorder(SilentRecorder):
         self.metrics.write(json.dumps(line) + "\n")
         scores = line.get("validation")
         text = f"epoch {line['epoch']:>3}  loss {line['train']['loss']:.4f}"
-        if scores:
-            text += f"  nmi {scores['nmi']['mean']:.3f}  recall@1 {scores['recall']['1']:.3f}"
-            text += f"  macro recall@1 {scores['macro_recall_at_1']:.3f}  map@r {scores['map_at_r']:.3f}"
+        told = headline(scores) if scores else {}
+        text += "".join(f"  {'validation ' * (name == 'loss')}{name} {value:.3f}" for name, value in told.items())
         self.display.say(text)
-        if self.writer is not None and scores:
-            flat = {"nmi": scores["nmi"]["mean"], "recall_at_1": scores["recall"]["1"], "map_at_r": scores["map_at_r"]}
-            for name, value in {**flat, "macro_recall_at_1": scores["macro_recall_at_1"]}.items():
-                self.writer.add_scalar(f"validation/{name}", value, line["step"])
+        if self.writer is not None:
+            for name, value in told.items():
+                self.writer.add_scalar(f"validation/{key(name)}", value, line["step"])
 
     def event(self, event: str, state: RunState, **details: Any) -> None:
         """Append one event."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +16,16 @@ from data_shards.files import write_text
 from data_shards.reader import SplitReader
 from launch import build
 from launch.config import RunConfig
+from launch.objective import build_objective
 from launch.parts import constructed, entry
 from trainer import distributed, evaluate
 from trainer.metrics.protocols import Items, Protocols, protocol_scores
 from trainer.metrics.reranking import KReciprocal, QueryExpansion, Reranking
 from trainer.model import EmbeddingModel
+from trainer.nonfinite import NonFinite
+from trainer.segmentation.scores import Overlap
 from trainer.subspaces.partition import SubspacePartition
+from trainer.validators import Overlaps
 
 RERANKINGS: dict[str, Callable[..., Reranking | None]] = {
     "none": lambda: None,
@@ -60,6 +66,8 @@ def score_splits(
 
     Bad images of the training split are replaced in its gallery as they were in training.
     """
+    if config.evaluate.by != "retrieval":
+        return _validated(config, run, network, partition, len(train.classes), splits)
     options = build.embed_options(config)
     others = {}
     if "train" in config.evaluate.gallery:
@@ -71,6 +79,48 @@ def score_splits(
         leads = distributed.rank() == 0
         found[split.name] = _score(config, run, partition, split, embedded, others) if leads else {}
     return found
+
+
+def _validated(
+    config: RunConfig,
+    run: Path,
+    network: EmbeddingModel,
+    partition: SubspacePartition,
+    num_classes: int,
+    splits: Sequence[SplitReader],
+) -> dict[str, dict[str, Any]]:
+    """Score splits as the validation split was scored at every epoch; every rank gets the scores."""
+    objective = build_objective(config, num_classes, distributed.device())
+    found = {}
+    for split in splits:
+        judge = build.validator(config, split, objective)
+        counted = judge.counted(network) if isinstance(judge, Overlaps) else None
+        scores = judge.scores(counted) if isinstance(judge, Overlaps) and counted else judge(network, partition)
+        if scores is None:
+            raise NonFinite(f"the best checkpoint gives numbers that are not finite for the {split.name} split")
+        found[split.name] = scores
+        if distributed.rank() == 0:
+            _write(run, split.name, scores)
+            if counted is not None:
+                _write_overlaps(run, split, counted)
+    return found
+
+
+def _write_overlaps(run: Path, split: SplitReader, counted: Overlap) -> None:
+    """Write evaluation/{split}.csv, a line per image."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "dice", "iou", "predicted_pixels", "true_pixels"])
+    numbers = zip(counted.dice, counted.iou, counted.predicted, counted.true, strict=True)
+    for row, (dice, iou, predicted, true) in enumerate(numbers):
+        rows.writerow([split.path(row), f"{dice:.6f}", f"{iou:.6f}", predicted, true])
+    write_text(run / "evaluation" / f"{split.name}.csv", text.getvalue())
+
+
+def _write(run: Path, split: str, scores: dict[str, Any]) -> None:
+    target = run / "evaluation"
+    target.mkdir(exist_ok=True)
+    write_text(target / f"{split}.json", json.dumps(scores, indent=1) + "\n")
 
 
 def _items(config: RunConfig, reader: SplitReader, vectors: evaluate.Array) -> Items:
@@ -92,8 +142,6 @@ def _score(
     for scores in protocol_scores(_items(config, split, vectors), others, protocols(config)):
         distributed.pat()
         found["protocols"].append({**scores, "exclude": settings.exclude})
-    target = run / "evaluation"
-    target.mkdir(exist_ok=True)
-    evaluate.write_arrays(target / f"{split.name}.safetensors", embedded, split, settings.exclude)
-    write_text(target / f"{split.name}.json", json.dumps(found, indent=1) + "\n")
+    _write(run, split.name, found)
+    evaluate.write_arrays(run / "evaluation" / f"{split.name}.safetensors", embedded, split, settings.exclude)
     return found

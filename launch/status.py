@@ -22,6 +22,7 @@ from cluster.journal import read_events
 from data_shards.errors import UserError, intact, printable
 from data_shards.files import open_plain, write_text
 from launch import history
+from trainer.headline import headline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -163,7 +164,7 @@ def _lines(run: Path, status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "loss", f"{step['loss']:.4f}{speed}"
     scores = next((m["validation"] for m in reversed(metrics) if m.get("validation")), None)
     if scores is not None:
-        yield "validation", _scores(scores)
+        yield "validation", ", ".join(f"{name} {value:.3f}" for name, value in headline(scores).items())
     for event in events[-3:]:
         yield _age(event.get("time")), f"{event.get('event')} at epoch {_shown(event.get('epoch'))}"
     if status.get("time"):
@@ -174,17 +175,6 @@ def _lines(run: Path, status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _shown(value: object) -> str:
     return "-" if value is None else str(value)
-
-
-def _scores(scores: Mapping[str, Any]) -> str:
-    parts = []
-    if "recall" in scores:
-        parts.append(f"recall@1 {scores['recall']['1']:.3f}")
-    if "nmi" in scores:
-        parts.append(f"NMI {scores['nmi']['mean']:.3f}")
-    if "map_at_r" in scores:
-        parts.append(f"MAP@R {scores['map_at_r']:.3f}")
-    return ", ".join(parts)
 
 
 def timestamp(when: object) -> float | None:

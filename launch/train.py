@@ -131,7 +131,8 @@ def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     if config.data.build is not None and build_shards:
         build.build_missing_shards(config)
     _, train, *scored = build.open_splits(config)
-    scoring.check_queries(config, [split for split in scored if split is not None])
+    if config.evaluate.by == "retrieval":
+        scoring.check_queries(config, [split for split in scored if split is not None])
     if config.model.num_subspaces > len(train):
         raise UserError(f"model.num_subspaces {config.model.num_subspaces}: more clusters than the {len(train)} images")
     order.check_labels(train.labels, build.batch_rule(config))

@@ -136,8 +136,10 @@ def _short(vectors: Array, reader: SplitReader, groups: Array | None) -> dict[st
 
 
 def monitored(found: dict[str, Any], name: str) -> float:
-    """Return one number of the scores by its configuration name ("nmi", "recall_at_1", ...)."""
-    if name in ("nmi", "ami"):
+    """Return one number of the scores by its configuration name ("nmi", "recall_at_1", ...); more is better."""
+    if name == "loss":
+        return -float(found["loss"])
+    if name in ("nmi", "ami", "dice"):
         return float(found[name]["mean"])
     return float(found["recall"]["1"]) if name == "recall_at_1" else float(found[name])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from trainer.headline import headline
 from trainer.model import EmbeddingModel, count_parameters
 from trainer.subspaces.partition import SubspacePartition
 
@@ -56,15 +57,16 @@ it was trained on; they are no diagnosis. Check for shifts of scanner, site and 
 
 def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
     """Return the scores of each split as a Markdown table."""
-    lines = [
-        "| split | images | classes | NMI | AMI | excluded | recall@1 | macro recall@1 | MAP@R |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    first = next(iter(evaluations.values()), None)
+    if first is None:
+        return "None."
+    names = ["split", "images", *headline(first)]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for split, found in evaluations.items():
-        numbers = (found["recall"]["1"], found["macro_recall_at_1"], found["map_at_r"])
-        agreement = " | ".join(f"{found[name]['mean']:.4f}" for name in ("nmi", "ami"))
-        cells = " | ".join((agreement, found["exclude"], *(f"{number:.4f}" for number in numbers)))
-        lines.append(f"| {split} | {found['num_samples']} | {found['num_classes']} | {cells} |")
+        cells = [split, str(found["num_samples"]), *(f"{value:.4f}" for value in headline(found).values())]
+        lines.append(f"| {' | '.join(cells)} |")
+    left_out = {found["exclude"] for found in evaluations.values() if found.get("exclude", "none") != "none"}
+    lines += [f"\nWithout images of the query's own {each} in its gallery." for each in left_out]
     return "\n".join(lines)
 
 

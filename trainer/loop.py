@@ -22,6 +22,7 @@ from cluster.growth import Change, Growth, Rollback, change_from_json
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards import order
+from data_shards.augment import AugmentConfig
 from data_shards.loader import Batch, train_loader
 from data_shards.reader import SplitReader
 from data_shards.samplers import batch_slice
@@ -36,6 +37,7 @@ from trainer.reclustering import Reclustering, share_bad_images
 from trainer.recorder import Recorder
 from trainer.state import RunState
 from trainer.stragglers import Stopwatch
+from trainer.validators import Validator
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,6 @@ class LoopOptions:
     epochs: int
     rates: Rates
     evaluate_every: int
-    nmi_seeds: int
-    exclude: evaluate.Exclude
     monitor: str
     min_delta: float
     checkpoint_every_steps: int | None
@@ -63,7 +63,7 @@ class Loop:
     Args:
         cluster: a cluster client (cluster/local.py or cluster/actors.py) connected for this rank.
         rule: how batches are drawn.
-        transform: augmentation and evaluation transforms of the data (data_shards.augment.AugmentConfig).
+        transform: augmentation of the training images.
         should_stop: asked at every step boundary; any rank's yes stops all ranks together.
     """
 
@@ -74,8 +74,8 @@ class Loop:
         objective: Objective,
         state: RunState,
         train: SplitReader,
-        validation: SplitReader,
-        embed_options: evaluate.EmbedOptions,
+        validator: Validator,
+        transform: AugmentConfig,
         rule: order.BatchRule,
         cluster: ClusterClient,
         reclustering: Reclustering,
@@ -85,7 +85,7 @@ class Loop:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.options, self.engine, self.objective, self.state = options, engine, objective, state
-        self.train_split, self.validation, self.embed_options, self.rule = train, validation, embed_options, rule
+        self.train_split, self.validator, self.transform, self.rule = train, validator, transform, rule
         self.cluster, self.reclustering, self.keeper, self.recorder = cluster, reclustering, keeper, recorder
         self.num_workers, self.should_stop = num_workers, should_stop
         self.leader = distributed.rank() == 0
@@ -143,12 +143,14 @@ class Loop:
         loader = train_loader(
             self.train_split,
             batches,
-            self.embed_options.transform,
+            self.transform,
             self.options.seed,
             state.epoch,
+            views=self.objective.views,
             position=position,
             num_workers=self.num_workers,
             start_step=state.step_in_epoch,
+            with_masks=self.objective.wants_masks,
             device=self.engine.device,
         )
         self.engine.model.train()
@@ -156,7 +158,7 @@ class Loop:
         began = time.monotonic()
         for batch, (_, rows) in zip(watch.fetched(loader), batches[state.step_in_epoch :], strict=True):
             distributed.pat()
-            self._step(batch, rows, state.epoch + state.step_in_epoch / len(batches), began)
+            self._step(batch, rows, np.arange(*position), state.epoch + state.step_in_epoch / len(batches), began)
             began = time.monotonic()
             if state.step % self.options.verify_ranks_every == 0:
                 self.keeper.check_replicas()
@@ -176,17 +178,19 @@ class Loop:
         limit = self.options.stop_after_step
         return distributed.any_rank(self.should_stop() or (limit is not None and self.state.step >= limit))
 
-    def _step(self, batch: Batch, rows: np.ndarray, progress: float, began: float) -> None:
+    def _step(self, batch: Batch, rows: np.ndarray, places: np.ndarray, progress: float, began: float) -> None:
         state, options = self.state, self.options
         factor = options.rates.factor(progress)
         rate = set_rates(self.engine.optimiser, factor, state.frozen)
         device = self.engine.device
-        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        seen = self.objective.seen(batch.images, places, state.step)
+        images = seen.contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(self.train_split.labels[rows].astype(np.int64)).to(device)
+        targets = self.objective.targets(batch, labels)
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
         fault, loss = None, 0.0
-        for update in self.objective.updates(vectors, labels, state.partition, subspace, state.step):
+        for update in self.objective.updates(vectors, targets, state.partition, subspace, state.step):
             self.engine.backward(update.loss, self.objective.parameters())
             found = self.engine.step()
             if found is None:
@@ -252,14 +256,10 @@ class Loop:
             return None
         self.recorder.phase("validation")
         with self.engine.averaged():
-            embedded = evaluate.embed_split(self.engine.model, self.validation, state.partition, self.embed_options)
-        vectors = embedded["vectors"]
-        if not np.isfinite(vectors).all():  # every rank has all of them
+            found = self.validator(self.engine.model, state.partition)
+        if found is None:
             raise NonFinite(diverged("the vectors of the validation split", state.step))
-        found = None
-        if self.leader:
-            found = evaluate.scores(vectors, self.validation, state.partition, options.nmi_seeds, options.exclude)
-        return distributed.broadcast_json(found)
+        return found
 
     def _report(self, scores: dict[str, Any] | None) -> Change | None:
         state = self.state

@@ -16,13 +16,27 @@ from trainer.heads.gate import Gate
 
 
 class EmbeddingModel(nn.Module):
-    """Images (B, C, H, W), and a dropout mask (B, F) or None, -> `Embedded`."""
+    """Images (B, C, H, W), and a dropout mask (B, F) or None, -> `Embedded`.
 
-    def __init__(self, backbone: Backbone, head: EmbeddingHead, gate: Gate | None = None) -> None:
+    `freeze_backbone` keeps its weights and statistics as they are; gate and head are trained.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: EmbeddingHead, gate: Gate | None = None, freeze_backbone: bool = False
+    ) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
+        self.freeze_backbone = freeze_backbone
+        backbone.requires_grad_(not freeze_backbone)
         self.gate = gate
         self.head: EmbeddingHead = head
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """Go to training mode or leave it; a frozen backbone never enters it, so that its statistics stay too."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Embedded:
         return self.embed(self.levels(images), keep)

@@ -45,12 +45,13 @@ class RateHolder(Protocol):
 
 @dataclass(frozen=True)
 class Rates:
-    """The factor on the base learning rate: "constant", "cosine" to zero, or "step", a tenth after each milestone."""
+    """The factor on the base learning rate: "constant", "cosine" to zero, or "step": times decay at each milestone."""
 
     schedule: Literal["constant", "cosine", "step"]
     num_epochs: int
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
+    decay: float = 0.1
 
     def factor(self, progress: float) -> float:
         """Return it after `progress` epochs (a float in [0, num_epochs])."""
@@ -59,7 +60,7 @@ class Rates:
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "step":
-            return float(0.1 ** sum(progress >= milestone for milestone in self.milestones))
+            return float(self.decay ** sum(progress >= milestone for milestone in self.milestones))
         share = (progress - self.warmup_epochs) / max(self.num_epochs - self.warmup_epochs, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 

@@ -22,6 +22,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "random miner": ("objective.loss.name=TripletMarginLoss", "objective.miner.name=DistanceWeightedMiner"),
     "mixed attention": (),
     "ensemble": (),
+    "local": (),
+    "masks of images": (),
 }
 HAPPENED = {
     "proxies": ["growth", "recluster"],
@@ -30,15 +32,18 @@ HAPPENED = {
     "random miner": ["growth", "recluster"],
     "mixed attention": [],
     "ensemble": [],
+    "local": [],
+    "masks of images": [],
 }
 
 
 def run(digits: Path, folder: Path, recipe: str, nproc: int, *words: str, resume: str = "never") -> Path:
     own = CONFIGS / f"{recipe.replace(' ', '_')}.yaml"
+    shards = folder.parent / "phantoms" if recipe == "masks of images" else digits  # which have masks
     done = subspace(
         "train",
         own if own.exists() else CONFIGS / "growth.yaml",
-        f"data.shards={digits}",
+        f"data.shards={shards}",
         "cluster.backend=local",
         "deterministic=true",
         *RECIPES[recipe],

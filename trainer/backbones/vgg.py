@@ -38,7 +38,7 @@ class VGG(Backbone):
         sync_norm: NormFactory | None = None,
     ) -> None:
         super().__init__()
-        make_norm, self.in_channels = norm_factory(norm, sync_norm), in_channels
+        self.make_norm, self.in_channels = norm_factory(norm, sync_norm), in_channels
         self.channels = tuple(FIRST_WIDTH[size] * multiple for multiple in MULTIPLES)
         self.strides = (1, 2, 4, 8, 16)
         self.smallest_px = 16
@@ -51,7 +51,7 @@ class VGG(Backbone):
             start = len(self.features)
             for _ in range(depth):
                 self.features.extend(
-                    [nn.Conv2d(width, channels, 3, padding=1), make_norm(channels), nn.ReLU(inplace=True)]
+                    [nn.Conv2d(width, channels, 3, padding=1), self.make_norm(channels), nn.ReLU(inplace=True)]
                 )
                 width = channels
             self.ends.append(range(start, len(self.features)))

@@ -41,9 +41,9 @@ class Parts(NamedTuple):
 class LocalLayout:
     """Where in the D columns of an image's row its parts lie."""
 
-    grid: int
-    width: int
-    num_clusters: int
+    grid: int = 8
+    width: int = 32
+    num_clusters: int = 16
 
     @property
     def num_dims(self) -> int:
@@ -71,21 +71,24 @@ class DenseEmbedding(EmbeddingHead):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        norm: NormFactory,
+        level_channels: Sequence[int],
+        make_norm: NormFactory,
+        grid: int = 8,
         width: int = 32,
         num_clusters: int = 16,
-        grid: int = 8,
+        num_branches: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_branches > 1:
+            raise ValueError("a dense head sees one branch; use one mask")
         self.layout = LocalLayout(grid, width, num_clusters)
         self.num_features, self.num_dims, self.dropout = width, self.layout.num_dims, 0.0
         self.embedding = nn.Identity()
-        self.decoder = Decoder(channels, norm)
+        self.decoder = Decoder(level_channels, make_norm)
         shared = self.decoder.out_channels
-        self.to_vectors = _branch(shared, width, norm)
-        self.to_clusters = _branch(shared, num_clusters, norm) if num_clusters else None
+        self.to_vectors = _branch(shared, width, make_norm)
+        self.to_clusters = _branch(shared, num_clusters, make_norm) if num_clusters else None
         kaiming_convolutions(self, seed, "dense")
 
     def pixels(self, levels: Sequence[Tensor]) -> Pixels:

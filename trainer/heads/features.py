@@ -30,10 +30,10 @@ class PooledFeatures(EmbeddingHead):
         dropout: float = 0.0,
         seed: int = 0,
         widths: Sequence[int] | None = None,
-        branches: int = 1,
+        num_branches: int = 1,
     ) -> None:
         super().__init__()
-        if branches > 1:
+        if num_branches > 1:
             raise ValueError("the features of several branches are no embedding; use model.head.name linear")
         if num_dims != in_channels:
             raise ValueError(f"model.num_dims must be the {in_channels} channels of the last level, got {num_dims}")

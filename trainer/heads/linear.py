@@ -36,16 +36,16 @@ class LinearEmbedding(EmbeddingHead):
         dropout: float = 0.01,
         seed: int = 0,
         widths: Sequence[int] | None = None,
-        branches: int = 1,
+        num_branches: int = 1,
     ) -> None:
         super().__init__()
-        if num_dims % branches:
-            raise ValueError(f"num_dims {num_dims} is not divisible by the {branches} branches of the gate")
-        rows = num_dims // branches
-        widths = (rows,) if widths is None or branches > 1 else tuple(widths)
+        if num_dims % num_branches:
+            raise ValueError(f"num_dims {num_dims} is not divisible by the {num_branches} branches of the gate")
+        rows = num_dims // num_branches
+        widths = (rows,) if widths is None or num_branches > 1 else tuple(widths)
         if sum(widths) != rows:
             raise ValueError(f"widths {widths} do not sum to num_dims {num_dims}")
-        self.num_features, self.num_dims, self.dropout = branches * in_channels, num_dims, dropout
+        self.num_features, self.num_dims, self.dropout = num_branches * in_channels, num_dims, dropout
         self.embedding = nn.Linear(in_channels, rows)
         for k, block in enumerate(self.embedding.weight.detach().split(widths)):
             std = math.sqrt(2.0 / (in_channels + len(block)))

@@ -12,15 +12,15 @@ Legend: P pairs of the global batch, p of a rank, G x G patches, K clusters, d e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.growth import Growth
 from data_shards import keyed
 from trainer.heads.dense import LocalLayout
 from trainer.losses.local import instance_loss, region_loss
@@ -34,9 +34,9 @@ class Draws(NamedTuple):
     """Of each pair: whether the second view of each image is turned by half (P, 2), by how many quarters it is turned
     besides (P, 2), and the weight of the first image in the mixture (P,)."""
 
-    half: np.ndarray
-    quarters: np.ndarray
-    weight: np.ndarray
+    half: npt.NDArray[np.bool_]
+    quarters: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
 
 
 class LocalObjective(Objective):
@@ -47,6 +47,8 @@ class LocalObjective(Objective):
         temperature, region_temperature: of the two losses.
         mix: smallest and largest weight of the first image in a mixture.
     """
+
+    views = 2
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class LocalObjective(Objective):
         self.temperature, self.region_temperature = temperature, region_temperature
         self.region_weight, self.entropy_weight = region_weight, entropy_weight
 
-    def arranged(self, images: Tensor, places: np.ndarray, step: int) -> Tensor:
+    def seen(self, images: Tensor, places: npt.NDArray[np.int64], step: int) -> Tensor:
         """Return what the network sees (5 p, C, S, S) of two views of this rank's images (2 p, 2, C, S, S), which have
         `places` (2 p,) in the global batch."""
         pairs = images.unflatten(0, (-1, 2))  # (p, image, view, C, S, S)
@@ -105,25 +107,10 @@ class LocalObjective(Objective):
         loss = torch.stack(list(terms.values())).sum()
         yield Update("embedding", loss, {name: float(value.detach()) for name, value in terms.items()})
 
-    def _draws(self, pairs: np.ndarray, step: int) -> Draws:
+    def _draws(self, pairs: npt.NDArray[np.int64], step: int) -> Draws:
         u = keyed.uniform(keyed.fold(keyed.key(self.seed, "local", step), pairs), 5)
         low, high = self.mix
         return Draws(u[:, 0:2] < 0.5, (4 * u[:, 2:4]).astype(np.int64), low + (high - low) * u[:, 4])
-
-    def parameters(self) -> Sequence[Tensor]:
-        return []
-
-    def step(self, factor: float) -> None:
-        """Nothing is learned here."""
-
-    def grow(self, growth: Growth) -> None:
-        raise AssertionError("a dense embedding has no rows to grow")
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_tensors(self, named: dict[str, Tensor], partition: SubspacePartition) -> None:
-        """Nothing was kept."""
 
 
 def _rows(patches: Tensor) -> Tensor:

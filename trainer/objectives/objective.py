@@ -1,6 +1,6 @@
 """What an objective is to the loop: it yields scalars to minimise, and keeps what it learns itself.
 
-Legend: B images of the global batch, D embedding width.
+Legend: B images of the global batch, b of a rank, V views, C channels, S x S pixels, D embedding width.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from cluster.growth import Growth
+from data_shards.loader import Batch
 from trainer.subspaces.partition import SubspacePartition
 
 
@@ -25,33 +28,46 @@ class Update:
 
 
 class Objective(ABC):
-    """Looks at the vectors of the global batch, the same on every rank; what it learns is whole on every rank."""
+    """Looks at the vectors of the global batch, the same on every rank; what it learns is whole on every rank.
+
+    `views` is how many views of an image it wants; `wants_masks`, whether it wants their masks too.
+    """
+
+    views = 1
+    wants_masks = False
+
+    def targets(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Return what `updates` gets as labels: (B, ...) of the global batch, of this rank's `batch` and all labels."""
+        return labels
+
+    def seen(self, images: Tensor, places: npt.NDArray[np.int64], step: int) -> Tensor:
+        """Return what the network sees (n, C, S, S) of this rank's images (b, V, C, S, S), `places` (b,) of the global
+        batch; rows that belong together follow each other, so that ranks hold contiguous parts."""
+        return images.flatten(0, 1)
 
     @abstractmethod
     def updates(
         self, vectors: Tensor, labels: Tensor, partition: SubspacePartition, subspace: int | None, step: int
     ) -> Iterator[Update]:
-        """Yield the updates of this step for vectors (B, D) of the global batch; subspace None trains all of D."""
+        """Yield the updates of this step for vectors (B, D) of what the network saw; subspace None trains all of D."""
 
-    @abstractmethod
     def parameters(self) -> Sequence[Tensor]:
         """Return what is learned here, beside the network."""
+        return []
 
-    @abstractmethod
-    def step(self, factor: float) -> None:
+    def step(self, factor: float) -> None:  # noqa: B027 - most objectives learn nothing themselves
         """Apply the gradients of `parameters` at `factor` times their base rate; all ranks ask together."""
 
-    @abstractmethod
     def grow(self, growth: Growth) -> None:
         """Follow a split of the last subspace."""
+        raise AssertionError(f"a {type(self).__name__} has no subspaces to split")
 
     def divide(self, parents: Sequence[int]) -> None:  # noqa: B027 - most objectives have nothing to divide
         """Follow a division of clusters: cluster k is now made of rows that were mostly in cluster parents[k]."""
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return what is learned and its moments by name, for a checkpoint."""
+        return {}
 
-    @abstractmethod
-    def load_tensors(self, named: dict[str, Tensor], partition: SubspacePartition) -> None:
+    def load_tensors(self, named: dict[str, Tensor], partition: SubspacePartition) -> None:  # noqa: B027
         """Take back what `tensors` gave, among the tensors of a checkpoint."""

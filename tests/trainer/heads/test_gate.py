@@ -25,7 +25,9 @@ def small(**options: Any) -> SmallResNet:
 
 def network(backbone: Backbone, mask: gate.Gate | None, num_dims: int = 12) -> EmbeddingModel:
     branches = 1 if mask is None else len(mask.branches)
-    return EmbeddingModel(backbone, LinearEmbedding(backbone.channels[-1], num_dims, branches=branches), mask).eval()
+    return EmbeddingModel(
+        backbone, LinearEmbedding(backbone.channels[-1], num_dims, num_branches=branches), mask
+    ).eval()
 
 
 def meta(make: Any, **options: Any) -> EmbeddingModel:

@@ -21,7 +21,7 @@ def test_vectors_are_the_mean_over_pixels_through_a_linear_layer() -> None:
 
 
 def test_branches_share_one_layer_and_each_fills_its_share() -> None:
-    net, levels = LinearEmbedding(12, 6, branches=3), torch.randn(3, 2, 12, 4, 5).unbind()
+    net, levels = LinearEmbedding(12, 6, num_branches=3), torch.randn(3, 2, 12, 4, 5).unbind()
     embedded = net([[x] for x in levels])
     assert net.embedding.weight.shape == (2, 12)
     assert net.num_features == 36
@@ -29,11 +29,11 @@ def test_branches_share_one_layer_and_each_fills_its_share() -> None:
     for m, level in enumerate(levels):
         torch.testing.assert_close(embedded.vectors[:, 2 * m : 2 * m + 2], net.embedding(level.mean((2, 3))))
     with pytest.raises(ValueError, match="not divisible by the 4 branches"):
-        LinearEmbedding(12, 6, branches=4)
+        LinearEmbedding(12, 6, num_branches=4)
 
 
 def test_the_mask_multiplies_the_pooled_vectors_of_every_branch() -> None:
-    net, levels = LinearEmbedding(12, 6, branches=2), torch.randn(2, 2, 12, 3, 3).unbind()
+    net, levels = LinearEmbedding(12, 6, num_branches=2), torch.randn(2, 2, 12, 3, 3).unbind()
     keep = torch.ones(2, 24)
     torch.testing.assert_close(net([[x] for x in levels], keep).vectors, net([[x] for x in levels]).vectors)
     keep[1, 12:] = 0

@@ -27,8 +27,8 @@ def test_rows_are_packed_and_unpacked() -> None:
 
 def test_what_the_network_sees_of_a_pair_does_not_depend_on_the_rank() -> None:
     objective, images = LocalObjective(LAYOUT, seed=1), torch.randn(8, 2, 1, 6, 6)
-    whole = objective.arranged(images, np.arange(8), step=3)
-    parts = [objective.arranged(images[rows], rows, step=3) for rows in (np.arange(2), np.arange(2, 8))]
+    whole = objective.seen(images, np.arange(8), step=3)
+    parts = [objective.seen(images[rows], rows, step=3) for rows in (np.arange(2), np.arange(2, 8))]
     assert torch.equal(whole, torch.cat(parts))
     assert whole.shape == (20, 1, 6, 6)
     for i in range(4):
@@ -38,14 +38,14 @@ def test_what_the_network_sees_of_a_pair_does_not_depend_on_the_rank() -> None:
         w = ((mixed - other) / (one - other)).mean()
         assert 0.2 <= float(w) <= 0.8
         torch.testing.assert_close(mixed, w * one + (1 - w) * other)
-    assert not torch.equal(whole, objective.arranged(images, np.arange(8), step=4))
+    assert not torch.equal(whole, objective.seen(images, np.arange(8), step=4))
 
 
 def seen_rows(pairs: int) -> tuple[LocalObjective, Tensor]:
     """Return rows of images whose second views are the first ones, seen through a network that turns with its image."""
     objective = LocalObjective(LAYOUT, seed=2)
     views = torch.randn(2 * pairs, 1, 3, 8, 8).expand(-1, 2, -1, -1, -1)
-    seen = objective.arranged(views, np.arange(2 * pairs), step=0)
+    seen = objective.seen(views, np.arange(2 * pairs), step=0)
     vectors = normalize(seen, dim=1)
     clusters = torch.cat([seen, -seen[:, :1]], dim=1).softmax(dim=1)
     return objective, LAYOUT.pack(summed_up(Pixels(vectors, clusters), LAYOUT.grid))
