@@ -178,7 +178,7 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
     head = _head(config, backbone, 1 if mask is None else len(mask.branches))
     network = EmbeddingModel(backbone, head, mask, settings.freeze_backbone)
     if settings.weights != "random":
-        load_weights(network, Path(settings.weights), settings.backbone.name)
+        load_weights(network, Path(settings.weights), settings.backbone.name, settings.weights_of == "backbone")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     return network.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
@@ -202,7 +202,7 @@ def _head(config: RunConfig, backbone: Backbone, num_branches: int) -> Embedding
     return head
 
 
-def load_weights(network: EmbeddingModel, path: Path, name: str) -> None:
+def load_weights(network: EmbeddingModel, path: Path, name: str, only_backbone: bool) -> None:
     """Start the network, whose backbone is called `name`, from a file; nothing in it is executed.
 
     Raises:
@@ -213,7 +213,7 @@ def load_weights(network: EmbeddingModel, path: Path, name: str) -> None:
             f"model.weights: there is no file {path}; give a path, or 'random' to start from random weights"
         )
     try:
-        log.info("%s", weights.load(network, path, name))
+        log.info("%s", weights.load(network, path, name, only_backbone))
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
 

@@ -110,6 +110,7 @@ class ModelSection(Section):
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
     freeze_backbone: bool = Field(False, description="train gate and head only; the backbone stays as it starts")
     weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
+    weights_of: Literal["all", "backbone"] = Field("all", description="take gate and head too, where they fit, or not")
 
 
 class EnsembleSection(Section):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from data_shards.errors import UserError
 from data_shards.files import write_text
@@ -107,7 +108,7 @@ def _validated(
 
 
 def _write_overlaps(run: Path, split: SplitReader, counted: Overlap) -> None:
-    """Write evaluation/{split}.csv, a line per image."""
+    """Write evaluation/{split}.csv, a line per image, and the same numbers for programs."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["image", "dice", "iou", "predicted_pixels", "true_pixels"])
@@ -115,6 +116,13 @@ def _write_overlaps(run: Path, split: SplitReader, counted: Overlap) -> None:
     for row, (dice, iou, predicted, true) in enumerate(numbers):
         rows.writerow([split.path(row), f"{dice:.6f}", f"{iou:.6f}", predicted, true])
     write_text(run / "evaluation" / f"{split.name}.csv", text.getvalue())
+    arrays = {
+        "sample_ids": np.asarray(split.sample_ids, dtype=np.int64),
+        "labels": np.asarray(split.labels, dtype=np.int64),
+        "dice": counted.dice,
+        "iou": counted.iou,
+    }
+    save_file(arrays, run / "evaluation" / f"{split.name}-overlaps.safetensors")
 
 
 def _write(run: Path, split: str, scores: dict[str, Any]) -> None:

@@ -45,8 +45,10 @@ class Match(NamedTuple):
         return self.theirs + _spoken(name, self.dialect).removeprefix(self.ours)
 
 
-def load(model: EmbeddingModel, path: Path, name: str) -> str:
-    """Fill the backbone, called `name`, from a file, gate and head too if it has ones that fit; return what was done.
+def load(model: EmbeddingModel, path: Path, name: str, only_backbone: bool = False) -> str:
+    """Fill the backbone, called `name`, from a file; return what was done.
+
+    Those parts of gate and head that the file has, and that fit whole, are taken too, unless `only_backbone`.
 
     Raises:
         UserError: no file of weights, or of another network.
@@ -60,16 +62,16 @@ def load(model: EmbeddingModel, path: Path, name: str) -> str:
         raise UserError(f"{path} does not fit {name}: {error}") from None
     model.backbone.load_state_dict(taken, strict=False)
     used, filled = {*match.names.values()}, []
-    for part, module in (("gate", model.gate), ("head", model.head)):
-        beside = {} if module is None else _beside(part, module, state, match)
-        if module is not None and beside:
+    for part, module in [] if only_backbone else _parts_beside(model):
+        beside = _beside(part, module, state, match)
+        if beside:
             module.load_state_dict(beside)
             used.update(_beside_name(match, part, key) for key in beside)
             filled.append(part)
     said = f"weights {path} sha256 {sha256_of(path)}: {len(taken)} of {len(own)} tensors"
     said += "" if len(taken) == len(own) else f"; not in the file: {_listed(key for key in own if key not in taken)}"
     said += "" if used.issuperset(state) else f"; not used: {_listed(key for key in state if key not in used)}"
-    return printable(said + (f"; {' and '.join(filled)} of the file too" if filled else ""))
+    return printable(said + (f"; {', '.join(filled)} of the file too" if filled else ""))
 
 
 def best_match(backbone: nn.Module, state: Mapping[str, Tensor]) -> Match:
@@ -137,6 +139,12 @@ def _shaped(key: str, value: Tensor, target: Tensor, is_stem: bool) -> Tensor:
     if value.shape != target.shape:
         raise UserError(f"'{key}' has shape {shape} instead of {wanted}")
     return value
+
+
+def _parts_beside(model: EmbeddingModel) -> list[tuple[str, nn.Module]]:
+    """Return the parts of gate and head that are taken one by one: "gate.base", "head.decoder", ..."""
+    owners = [("gate", model.gate), ("head", model.head)]
+    return [(f"{name}.{part}", child) for name, owner in owners if owner for part, child in owner.named_children()]
 
 
 def _beside(part: str, module: nn.Module, state: Mapping[str, Tensor], match: Match) -> dict[str, Tensor]:

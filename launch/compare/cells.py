@@ -6,7 +6,7 @@ A cell's run is `subspace train` with the dataset's configuration and overrides,
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from data_shards.errors import UserError
 from launch import run_folder
-from launch.compare.sweep_file import Sweep
+from launch.compare.sweep_file import Sweep, needs
 from launch.config import RunConfig, load_config
 from launch.status import known_status
 
@@ -29,10 +29,11 @@ class Cell:
     run: Path
     words: tuple[str, ...]
     config: RunConfig
+    needs: tuple[str, ...] = ()  # names of cells whose runs this one starts from
 
     @property
     def name(self) -> str:
-        return f"{self.dataset} {self.method} seed {self.seed}"
+        return _name(self.dataset, self.method, self.seed)
 
     def state(self) -> str:
         """Return what became of the run so far: "new", or the state of its status.json."""
@@ -51,10 +52,25 @@ def cells(sweep: Sweep, path: Path, out: Path, cores: int | None = None) -> list
     for dataset, entry in sweep.datasets.items():
         base = path.parent / entry.config
         for method in sweep.methods:
-            words = tuple(f"{name}={as_text(value)}" for name, value in sweep.overrides(dataset, method).items())
+            overrides = sweep.overrides(dataset, method)
             for seed in sweep.seeds:
-                found.append(_cell(dataset, method, seed, base, words, out, cores))
+                given = {name: _in_its_run(value, out / "runs" / dataset, seed) for name, value in overrides.items()}
+                words = tuple(f"{name}={as_text(value)}" for name, value in given.items())
+                cell = _cell(dataset, method, seed, base, words, out, cores)
+                found.append(replace(cell, needs=tuple(_name(dataset, each, seed) for each in needs(overrides))))
     return found
+
+
+def _name(dataset: str, method: str, seed: int) -> str:
+    return f"{dataset} {method} seed {seed}"
+
+
+def _in_its_run(value: Any, folder: Path, seed: int) -> Any:
+    """Return "@METHOD/FILE" as that file of the method's run, every other value as it is."""
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    method, _, file = value[1:].partition("/")
+    return str(folder / method / f"seed-{seed}" / file)
 
 
 def _cell(
@@ -101,6 +117,8 @@ def check(found: list[Cell], split: str, build_shards: bool) -> None:
     verified: set[str] = set()
     for cell in {(cell.dataset, cell.method): cell for cell in reversed(found)}.values():
         config, shards = cell.config, cell.config.data.shards
+        if cell.needs:  # what it starts from may not be there yet
+            config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "random"})})
         try:
             if not build_shards and config.data.build is not None and not Path(shards).exists():
                 _check_without_shards(config)

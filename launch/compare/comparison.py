@@ -78,14 +78,18 @@ def compared(
     results = {cell.name: found for cell in cells if (found := read_result(cell)) is not None}
     blocks = []
     for dataset in sweep.datasets:
-        own = [results[cell.name] for cell in cells if cell.dataset == dataset and cell.name in results]
+        own = [
+            results[cell.name]
+            for cell in cells
+            if cell.dataset == dataset and cell.name in results and cell.method not in sweep.steps
+        ]
         blocks.append(_block(sweep, dataset, own, tell))
     return Comparison(sweep, out, cells, results, reasons, blocks)
 
 
 def _block(sweep: Sweep, dataset: str, results: Sequence[Result], tell: Callable[[str], None]) -> Block:
     split = split_of(results, sweep.split)
-    by_method = {m: {r.cell.seed: r for r in results if r.cell.method == m} for m in sweep.methods}
+    by_method = {m: {r.cell.seed: r for r in results if r.cell.method == m} for m in sweep.compared()}
     scores = {method: _summaries(sweep, split, runs) for method, runs in by_method.items()}
     marked = {m: marks({name: found[m].mean for name, found in scores.items() if m in found}) for m in sweep.metrics}
     queries, notes = _queries(sweep, split, results, tell)
@@ -113,7 +117,7 @@ def _summaries(sweep: Sweep, split: str, runs: dict[int, Result]) -> dict[str, S
 
 
 def _needed(sweep: Sweep) -> list[str]:
-    return list(dict.fromkeys([*sweep.metrics, *sweep.claim.metrics]))
+    return list(dict.fromkeys([*sweep.metrics, *(sweep.claim.metrics if sweep.rivals() else ())]))
 
 
 def _costs(runs: dict[int, Result]) -> dict[str, Summary]:

@@ -49,7 +49,7 @@ def render(comparison: Comparison, sweep_path: Path, gallery: Gallery) -> str:
 def lead(comparison: Comparison) -> str:
     """Return what is compared, in a sentence or two."""
     sweep = comparison.sweep
-    parts = [_number(len(sweep.methods), "method"), _number(len(sweep.seeds), "seed")]
+    parts = [_number(len(sweep.compared()), "method"), _number(len(sweep.seeds), "seed")]
     parts.append(_number(len(sweep.datasets), "dataset"))
     text = f"{parts[0]}, {parts[1]} and {parts[2]}; differences are to {sweep.title(sweep.reference)}."
     if comparison.missing:

@@ -57,6 +57,8 @@ def read_queries(run: Path, split: str, tell: Callable[[str], None]) -> Queries:
         UserError: groups or scans are excluded, and the shards that know them are gone.
     """
     config = stored_config(run)
+    if config.evaluate.by == "masks":
+        return _overlaps(run / "evaluation" / f"{split}-overlaps.safetensors")
     source = run / "evaluation" / f"{split}.safetensors"
     if not source.exists():
         raise DataIntegrityError(f"{source} is missing; run `subspace evaluate` again")
@@ -73,6 +75,20 @@ def read_queries(run: Path, split: str, tell: Callable[[str], None]) -> Queries:
         stale.unlink(missing_ok=True)
     _write(kept, found)
     return found
+
+
+def _overlaps(source: Path) -> Queries:
+    """Return the Dice and IoU of every image."""
+    if not source.exists():
+        raise DataIntegrityError(f"{source} is missing; run `subspace evaluate` again")
+    with intact(str(source)):
+        tensors = {name: value.numpy() for name, value in read_tensors(source).items()}
+        size = len(tensors["sample_ids"])
+        values = {name: tensors[name].astype(np.float64) for name in ("dice", "iou")}
+        none = np.zeros((1, size), dtype=np.int64)
+        return Queries(
+            tensors["sample_ids"], tensors["labels"], np.ones(size, dtype=np.bool_), values, none, np.zeros(1)
+        )
 
 
 def _key(source: Path, config: RunConfig) -> str:

@@ -74,6 +74,7 @@ def carry_out(
     `tell(event, cell, seconds)` hears of "started", "completed", "preempted" and "failed" runs. A second signal kills.
     """
     outcome, waiting, started = Outcome(), list(cells), dict[str, float]()
+    unfinished = {cell.name for cell in cells}
     with _signals() as seen:
         heeded = 0
         while waiting or started:
@@ -84,14 +85,32 @@ def carry_out(
             elif len(seen) > 1 and heeded == 1:
                 heeded = 2
                 executor.kill()
-            while waiting and len(started) < num_parallel and not seen:
-                cell = waiting.pop(0)
+            while len(started) < num_parallel and not seen:
+                cell = _next(waiting, unfinished, outcome)
+                if cell is None:
+                    break
                 executor.start(cell)
                 started[cell.name] = time.monotonic()
                 tell("started", cell, 0.0)
             for end in executor.ended():
                 tell(_concluded(end, outcome), end.cell, time.monotonic() - started.pop(end.cell.name))
+                unfinished.discard(end.cell.name)
     return outcome
+
+
+def _next(waiting: list[Cell], unfinished: set[str], outcome: Outcome) -> Cell | None:
+    """Take the first cell whose needs are there out of `waiting`; None if none is ready. One whose needs have failed
+    is put on record as failed itself."""
+    for cell in list(waiting):
+        lost = [name for name in cell.needs if name in outcome.failed or name in outcome.put_aside]
+        if lost:
+            waiting.remove(cell)
+            unfinished.discard(cell.name)
+            outcome.failed[cell.name] = f"it starts from {lost[0]}, which is not complete"
+        elif unfinished.isdisjoint(cell.needs):
+            waiting.remove(cell)
+            return cell
+    return None
 
 
 def _concluded(end: Ended, outcome: Outcome) -> str:

@@ -20,7 +20,7 @@ from launch.plain_values import short
 from launch.yaml_file import read
 
 Retrieval = Literal["recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision"]
-Metric = Literal["nmi", "ami", "macro_recall_at_1", Retrieval]
+Metric = Literal["nmi", "ami", "macro_recall_at_1", Retrieval, "dice", "iou"]
 
 
 def _check_metrics(metrics: Any) -> Any:
@@ -84,6 +84,7 @@ class Sweep(Section):
     split: Literal["auto", "validation", "test"] = "auto"
     datasets: dict[str, DatasetEntry] = Field(min_length=1)
     methods: dict[str, Overrides] = Field(min_length=1)
+    steps: tuple[str, ...] = Field((), description="methods that others start from and that are not in the tables")
     titles: dict[str, str] = Field(default_factory=dict)
     claim: Claim = Claim()
 
@@ -102,6 +103,14 @@ class Sweep(Section):
         for dataset, entry in self.datasets.items():
             for method in entry.per_method:
                 _known(method, methods, f"datasets.{dataset}.for", "method")
+        for name in self.steps:
+            _known(name, methods, "steps", "method")
+        if self.reference in self.steps:
+            raise ValueError(f"reference: {self.reference} is a step, which the tables leave out")
+        for place, (method, overrides) in enumerate(self.methods.items()):
+            for needed in needs(overrides):
+                if needed not in methods[:place]:
+                    raise ValueError(f"methods.{method}: '@{short(needed)}/' must name a method further up")
         for name in self.titles:
             _known(name, [*methods, *datasets], "titles", "method or dataset")
         for key in ("seeds", "metrics"):
@@ -112,6 +121,10 @@ class Sweep(Section):
         if len(methods) * len(datasets) * len(self.seeds) > MAX_RUNS:
             raise ValueError(f"more than {MAX_RUNS:,} runs")
         return self
+
+    def compared(self) -> list[str]:
+        """Return the methods of the tables, in their order."""
+        return [method for method in self.methods if method not in self.steps]
 
     def rivals(self) -> list[str]:
         """Return the methods that the claim is about, the reference aside."""
@@ -131,6 +144,13 @@ class Sweep(Section):
                 merged.pop(name, None)  # set last, after what an earlier layer sets below or above it
                 merged[name] = value
         return merged
+
+
+def needs(overrides: Overrides) -> list[str]:
+    """Return the methods whose runs a method starts from: values "@METHOD/..." are files of that method's run folder,
+    of the same dataset and seed."""
+    values = [value for value in overrides.values() if isinstance(value, str) and value.startswith("@")]
+    return [value[1:].partition("/")[0] for value in values]
 
 
 def _known(name: str, choices: list[str], where: str, what: str) -> None:

@@ -25,6 +25,9 @@ METRICS = (
     ("r_precision", "R-precision", "share of the query's class among its R nearest"),
     ("nmi", "NMI", "agreement of k-means clusters with the classes (mean ± std over seeds)"),
     ("ami", "AMI", "the same, adjusted for chance"),
+    ("dice", "Dice", "overlap of the predicted mask with the true one (mean ± std over images)"),
+    ("iou", "IoU", "the same, as intersection over union"),
+    ("loss", "loss", "the objective's own loss on fixed batches"),
 )
 
 

@@ -11,11 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_shards.errors import UserError
+from trainer.backbones.norm import norm_factory
 from trainer.backbones.resnet import ResNet
 from trainer.backbones.small import SmallResNet
+from trainer.backbones.vgg import VGG
 from trainer.export import export
 from trainer.heads import gate
+from trainer.heads.dense import DenseEmbedding
 from trainer.heads.linear import LinearEmbedding
+from trainer.heads.mask import MaskHead
 from trainer.model import EmbeddingModel
 from trainer.subspaces.partition import SubspacePartition
 from trainer.weights import best_match, fitted, load
@@ -149,7 +153,7 @@ def test_what_a_run_exported_starts_another_with_its_gate_and_head(tmp_path: Pat
     trained, other = small(seed=1), small(seed=2)
     said = load(other, exported(tmp_path, trained), "small_resnet")
     assert same(other, trained.state_dict())
-    assert said.endswith("; gate and head of the file too") and "not used" not in said
+    assert said.endswith("; gate.base, gate.branches, head.embedding of the file too") and "not used" not in said
     checkpoint = {f"model/{key}": value for key, value in trained.state_dict().items()}
     path = saved(tmp_path / "tensors.safetensors", {**checkpoint, "optim/head.embedding.bias/step": torch.ones(1)})
     other = small(seed=2)
@@ -163,7 +167,27 @@ def test_a_head_of_another_size_starts_anew(tmp_path: Path) -> None:
     assert same(other.backbone, trained.backbone.state_dict())
     assert same(other.head, untouched.head.state_dict())
     assert same(other.gate, trained.gate.state_dict())
-    assert said.endswith("; not used: head.embedding.bias, head.embedding.weight; gate of the file too")
+    assert said.endswith(
+        "; not used: head.embedding.bias, head.embedding.weight; gate.base, gate.branches of the file too"
+    )
+
+
+def test_the_second_stage_takes_all_but_the_new_branch_and_a_transfer_the_backbone_only(tmp_path: Path) -> None:
+    def dense(num_clusters: int, seed: int) -> EmbeddingModel:
+        backbone = VGG("tiny", "group", 1, seed=seed)
+        head = DenseEmbedding(backbone.channels, norm_factory("group"), 4, 8, num_clusters, seed=seed)
+        return EmbeddingModel(backbone, head)
+
+    first, second, untouched = dense(0, 1), dense(3, 2), dense(3, 2)
+    path = saved(tmp_path / "tensors.safetensors", dict(first.state_dict()))
+    assert load(second, path, "vgg16").endswith("; head.decoder, head.to_vectors of the file too")
+    assert same(second.backbone, first.backbone.state_dict())
+    clusters = second.head.get_submodule("to_clusters")
+    assert same(clusters, untouched.head.get_submodule("to_clusters").state_dict())
+    mask = EmbeddingModel(second.backbone, MaskHead(second.backbone.channels, norm_factory("group"), 32))
+    decoder = {name: value.clone() for name, value in mask.head.state_dict().items()}
+    assert "of the file too" not in load(mask, path, "vgg16", only_backbone=True)
+    assert same(mask.head, decoder)
 
 
 def test_foreign_names_are_shown_as_text(tmp_path: Path) -> None:

@@ -38,6 +38,25 @@ def test_the_words_of_a_cell_make_its_configuration(tmp_path: Path, monkeypatch:
     assert (cell.config.seed, cell.config.model.num_subspaces) == (1, 2)
 
 
+CHAIN = {
+    "start": {},
+    "frozen": {"model.weights": "@start/exported/model.safetensors"},
+    "fine": {"model.weights": "@frozen/exported/model.safetensors"},
+}
+
+
+def test_a_method_may_start_from_the_run_of_another_of_its_seed(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, methods=CHAIN, reference="fine", steps=["start"], titles={})
+    sweep = read_sweep(path)
+    found = {cell.name: cell for cell in cells(sweep, path, tmp_path / "out")}
+    cell = found["digits fine seed 1"]
+    assert cell.needs == ("digits frozen seed 1",)
+    weights = tmp_path / "out" / "runs" / "digits" / "frozen" / "seed-1" / "exported" / "model.safetensors"
+    assert cell.config.model.weights == str(weights)
+    assert found["digits start seed 0"].needs == ()
+    assert sweep.compared() == ["frozen", "fine"]
+
+
 def test_cores_are_shared_out_where_threads_are_open(tmp_path: Path) -> None:
     entry = {"config": "config.yaml", "set": {"launch.nproc": 2, "train.batch_size": 32}}
     methods = {"adsl": {}, "mml-2": {"launch.threads": 7}, "single": {}}

@@ -29,6 +29,9 @@ def found(tmp_path: Path) -> list[Cell]:
     return cells(read_sweep(path), path, tmp_path / "out")
 
 
+CHAIN = ("start", "frozen", "fine")
+
+
 class Scripted:
     """Ends one run at every question, in the way that is written for its name; what is not written completes."""
 
@@ -91,6 +94,34 @@ def test_a_failed_run_does_not_end_the_others(found: list[Cell]) -> None:
     assert outcome.failed == {name: "loss not finite at step 3"}
     assert outcome.exit_code == 70
     assert [event for event, _ in heard].count("completed") == 5
+
+
+def chained(tmp_path: Path) -> list[Cell]:
+    """Return runs of two seeds, where "frozen" starts from "start" and "fine" from "frozen"."""
+    before = {"frozen": "start", "fine": "frozen"}
+    methods = {"start": {}, **{m: {"model.weights": f"@{b}/exported/model.safetensors"} for m, b in before.items()}}
+    path = write_sweep(tmp_path, methods=methods, reference="fine", titles={})
+    return cells(read_sweep(path), path, tmp_path / "out")
+
+
+def test_a_run_waits_for_the_one_it_starts_from(tmp_path: Path) -> None:
+    script = Scripted({})
+    outcome, heard = run_all(chained(tmp_path), script, parallel=4)
+    assert outcome.exit_code == 0
+    for seed in (0, 1):
+        moments = [heard.index((event, f"digits {m} seed {seed}")) for m in CHAIN for event in ("started", "completed")]
+        assert moments == sorted(moments)
+    assert script.most == 2  # the two seeds side by side, never two links of a chain
+    begun = chained(tmp_path)[2:]  # the first links are complete: nothing to wait for
+    assert run_all(begun, Scripted({}), parallel=4)[0].exit_code == 0
+
+
+def test_what_starts_from_a_failed_run_fails_too_and_the_rest_goes_on(tmp_path: Path) -> None:
+    outcome, _ = run_all(chained(tmp_path), Scripted({"digits frozen seed 0": fail}), parallel=4)
+    assert outcome.failed == {
+        "digits frozen seed 0": "loss not finite at step 3",
+        "digits fine seed 0": "it starts from digits frozen seed 0, which is not complete",
+    }
 
 
 @pytest.mark.parametrize(

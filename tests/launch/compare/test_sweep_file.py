@@ -83,6 +83,12 @@ def test_later_layers_are_set_last(tmp_path: Path) -> None:
         ({"methods": {"../up": {}}}, "'../up' names a folder"),
         ({"methods": {"adsl": {"seed": 3}}}, "methods: 'seed' is set by the list of seeds"),
         ({"methods": {"adsl": {"--run-dir": 3}}}, "'--run-dir' is not a setting"),
+        ({"steps": ["no"]}, "steps: there is no method 'no'"),
+        ({"steps": ["adsl"]}, "reference: adsl is a step"),
+        (
+            {"methods": {"adsl": {"model.weights": "@single/x"}, "single": {}}, "titles": {}},
+            "methods.adsl: '@single/' must name a method further up",
+        ),
         ({"titles": {"ads": "x"}}, "titles: there is no method or dataset 'ads' (did you mean 'adsl'?)"),
         ({"claim": {"against": ["none-*"]}}, "claim.against: no method is called none-*"),
         ({"split": "train"}, "'split'"),
