@@ -26,6 +26,18 @@ def fit_image(array: UInt8Array, size: int, fit: str) -> UInt8Array:
     return np.asarray(fitted, dtype=np.uint8).reshape(size, size, channels)
 
 
+def fitted_box(width: int, height: int, size: int, fit: str) -> Box:
+    """Return the box of the original that `fit_image` shows, in pixels; with "pad" it reaches beyond the image."""
+    if fit == "stretch":
+        return (0.0, 0.0, float(width), float(height))
+    if fit == "crop":
+        return _square(width, height)
+    inner = _inner(width, height, size)
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    across, down = width / inner[0], height / inner[1]
+    return (-left * across, -top * down, (size - left) * across, (size - top) * down)
+
+
 def fit_mask(mask: Image.Image, size: int | None, fit: str, above: float | None = None) -> Image.Image:
     """Return a (size, size) mask with the same geometry as `fit_image` and no invented values.
 
@@ -62,15 +74,19 @@ def _saved(image: Image.Image, **options: object) -> bytes:
 
 def _fit(image: Image.Image, size: int, fit: str, resample: Image.Resampling) -> Image.Image:
     if fit == "pad":
-        scale = size / max(image.size)
-        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        inner = _inner(*image.size, size)
         canvas = Image.new(image.mode, (size, size))
         canvas.paste(image.resize(inner, resample), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return canvas
-    return image.resize((size, size), resample, box=_square(image) if fit == "crop" else None)
+    return image.resize((size, size), resample, box=_square(*image.size) if fit == "crop" else None)
 
 
-def _square(image: Image.Image) -> Box:
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+def _inner(width: int, height: int, size: int) -> tuple[int, int]:
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _square(width: int, height: int) -> Box:
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
     return (left, top, left + side, top + side)

@@ -20,6 +20,7 @@ from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
 from launch.cli_compare import compare
+from launch.cli_localise import localise
 from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
 from launch.cli_submit import Words, submit
@@ -169,6 +170,7 @@ def ray_job(run: Positional[Path], /) -> int:
 app.command(compare)
 app.command(segment)
 app.command(explain)
+app.command(localise)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")

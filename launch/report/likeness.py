@@ -17,7 +17,8 @@ from launch.report import maps, theme
 from launch.report.thumbnails import overlay
 
 if TYPE_CHECKING:
-    from launch.explain import Likeness, Seen
+    from launch.explain import Likeness
+    from launch.seen import Seen
 
 
 def as_picture(pixels: np.ndarray) -> Image.Image:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_shards.build import build
 from data_shards.reader import SplitReader, open_shards
-from launch.explain import Seen, compare
+from launch.explain import compare
+from launch.seen import Seen
 from launch.trained import alone, config_of, load
 from tests.launch.best_run import best_run, classifier
 from trainer.segmentation.grad_cam import similarities
@@ -186,7 +187,8 @@ def test_files_get_the_size_of_the_shards(run: Path, shards: Path, cli: Cli, tmp
 
 def test_maps_of_a_pair_are_on_their_own_images(run: Path, shards: Path) -> None:
     reader = open_shards(shards).split("test")
-    query, match = (Seen(reader.image(row), str(row)) for row in (0, 1))
+    box = (0.0, 0.0, float(SIZE), float(SIZE))
+    query, match = (Seen(reader.image(row), str(row), box) for row in (0, 1))
     config = config_of(run)
     from launch.build import transform
 
