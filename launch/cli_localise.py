@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -52,5 +53,7 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--at {text[:80]}: write x,y, as in --at 120,85") from None
+        x = y = math.nan
+    if not math.isfinite(x + y):
+        raise UserError(f"--at {text[:80]}: write x,y, as in --at 120,85")
     return x, y
