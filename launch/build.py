@@ -193,6 +193,7 @@ def _head(config: RunConfig, backbone: Backbone, num_branches: int) -> Embedding
         "make_norm": backbone.make_norm,
         "num_dims": settings.num_dims,
         "image_size": config.data.image_size,
+        "shape_side": _shape_side(config),
         "num_branches": num_branches,
         "seed": config.seed,
         "widths": SubspacePartition.equal(settings.num_dims, settings.num_subspaces).widths,
@@ -367,7 +368,14 @@ def local_layout(config: RunConfig) -> LocalLayout | None:
     if head.name != "dense":
         return None
     names = {field.name for field in fields(LocalLayout)}
-    return LocalLayout(**{name: value for name, value in head.arguments.items() if name in names})
+    given = {name: value for name, value in head.arguments.items() if name in names}
+    return LocalLayout(**given, shape_side=_shape_side(config))
+
+
+def _shape_side(config: RunConfig) -> int:
+    """Return the side of the maps that a critic of shapes is to see; 0 without one."""
+    local = config.objective.local
+    return config.data.image_size if local is not None and local.shape is not None else 0
 
 
 def num_dims(config: RunConfig) -> int:

@@ -121,6 +121,15 @@ class EnsembleSection(Section):
     pairs: Literal["same_image", "all"] = "same_image"
 
 
+class ShapeSection(Section):
+    """A critic that wants the first cluster to look like prior masks, which belong to no image."""
+
+    priors: str = Field("vessels", description="'vessels' or 'discs', which are drawn, or a folder of masks")
+    weight: float = Field(1.0, ge=0, le=1e6, description="of its judgement in the loss")
+    lr_factor: float = Field(0.05, gt=0, le=1e6, description="its rate is optim.lr times this")
+    slope: float = Field(0.2, ge=0, le=1, description="of its leaky ReLU; 1, which the released code has, is none")
+
+
 class LocalSection(Section):
     """Local discrimination, without labels: patches are told apart, and regions, where the head has clusters."""
 
@@ -129,6 +138,9 @@ class LocalSection(Section):
     region_weight: float = Field(10.0, ge=0, le=1e6)
     entropy_weight: float = Field(0.1, ge=0, le=1e6)
     mix: tuple[float, float] = Field((0.2, 0.8), description="weight of the first image in a mixture of two")
+    shape: ShapeSection | None = Field(
+        None, description="segmentation guided by shapes: the first cluster is the target"
+    )
 
 
 class ObjectiveSection(Section):

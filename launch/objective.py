@@ -16,13 +16,15 @@ from torch import nn
 from data_shards import keyed
 from data_shards.errors import UserError, nearest_of
 from launch import build
-from launch.config import Component, RunConfig
+from launch.config import Component, RunConfig, ShapeSection
 from launch.parts import constructed, entry
+from launch.priors import shape_priors
 from trainer import miners
 from trainer.losses import library
 from trainer.losses.classification import Classification
 from trainer.losses.contrastive import contrastive
 from trainer.losses.margin import margin_loss
+from trainer.objectives.critic import Critic, ShapeGuide
 from trainer.objectives.ensemble import EnsembleObjective
 from trainer.objectives.learners import Learners, Loss
 from trainer.objectives.local import LocalObjective
@@ -66,7 +68,8 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
     if settings.local is not None:
         layout = build.local_layout(config)
         assert layout is not None
-        return LocalObjective(layout, config.seed, **settings.local.model_dump())
+        numbers = settings.local.model_dump(exclude={"shape"})
+        return LocalObjective(layout, config.seed, **numbers, guide=_guide(config, settings.local.shape, device))
     if settings.masks:
         return OverlapObjective()
     make, miner = partial(_loss, config, num_classes), _miner(config)
@@ -89,6 +92,17 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
         return SubspaceObjective(*common)
     ensemble = settings.ensemble
     return EnsembleObjective(*common, weight=ensemble.divergence, margin=ensemble.margin, pairs=ensemble.pairs)
+
+
+def _guide(config: RunConfig, settings: ShapeSection | None, device: torch.device | str) -> ShapeGuide | None:
+    """Return the critic of shapes, if one is asked for."""
+    if settings is None:
+        return None
+    side = config.data.image_size
+    critic = Critic(side, settings.slope, config.seed).to(device)
+    priors = shape_priors(settings.priors, side, config.seed)
+    lr = config.optim.lr * settings.lr_factor
+    return ShapeGuide(critic, priors, build.optimiser(config), lr, settings.weight)
 
 
 def _loss(config: RunConfig, num_classes: int, num_dims: int, name: str, seed: int | None) -> Loss:

@@ -40,6 +40,7 @@ GIVEN = {
     "num_branches",
     "level_channels",
     "image_size",
+    "shape_side",
     "make_norm",
     "sync_norm",
     "depth",

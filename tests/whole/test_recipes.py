@@ -24,6 +24,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "ensemble": (),
     "local": (),
     "masks of images": (),
+    "shapes": (),
 }
 HAPPENED = {
     "proxies": ["growth", "recluster"],
@@ -34,12 +35,14 @@ HAPPENED = {
     "ensemble": [],
     "local": [],
     "masks of images": [],
+    "shapes": [],
 }
+OWN_IMAGES = ("masks of images", "shapes")
 
 
 def run(digits: Path, folder: Path, recipe: str, nproc: int, *words: str, resume: str = "never") -> Path:
     own = CONFIGS / f"{recipe.replace(' ', '_')}.yaml"
-    shards = folder.parent / "phantoms" if recipe == "masks of images" else digits  # which have masks
+    shards = folder.parent / "shards" if recipe in OWN_IMAGES else digits
     done = subspace(
         "train",
         own if own.exists() else CONFIGS / "growth.yaml",

@@ -30,11 +30,13 @@ class Pixels(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Of each image: patches (B, G^2, d) and regions (B, K, d), unit rows; mean entropy of its clusters (B,), bits."""
+    """Of each image: patches (B, G^2, d) and regions (B, K, d), unit rows; mean entropy of its clusters (B,), bits; the
+    map of its first cluster (B, S^2), where a critic of shapes is to see it, else (B, 0)."""
 
     patches: Tensor
     regions: Tensor
     entropy: Tensor
+    shape: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,28 @@ class LocalLayout:
     grid: int = 8
     width: int = 32
     num_clusters: int = 16
+    shape_side: int = 0
 
     @property
     def num_dims(self) -> int:
         """D."""
-        return (self.grid**2 + self.num_clusters) * self.width + 1
+        return (self.grid**2 + self.num_clusters) * self.width + 1 + self.shape_side**2
 
     def pack(self, parts: Parts) -> Tensor:
         """Return rows (B, D)."""
-        return torch.cat([parts.patches.flatten(1), parts.regions.flatten(1), parts.entropy[:, None]], dim=1)
+        patches, regions, entropy, shape = parts
+        return torch.cat([patches.flatten(1), regions.flatten(1), entropy[:, None], shape], dim=1)
 
     def unpack(self, rows: Tensor) -> Parts:
         """Return the parts of rows (B, D)."""
-        cut = self.grid**2 * self.width
-        patches = rows[:, :cut].unflatten(1, (self.grid**2, self.width))
-        regions = rows[:, cut:-1].unflatten(1, (self.num_clusters, self.width))
-        return Parts(patches, regions, rows[:, -1])
+        widths = [self.grid**2 * self.width, self.num_clusters * self.width, 1, self.shape_side**2]
+        patches, regions, entropy, shape = rows.split(widths, dim=1)
+        return Parts(
+            patches.unflatten(1, (self.grid**2, self.width)),
+            regions.unflatten(1, (self.num_clusters, self.width)),
+            entropy[:, 0],
+            shape,
+        )
 
 
 class DenseEmbedding(EmbeddingHead):
@@ -76,13 +84,16 @@ class DenseEmbedding(EmbeddingHead):
         grid: int = 8,
         width: int = 32,
         num_clusters: int = 16,
+        shape_side: int = 0,
         num_branches: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if shape_side and not num_clusters:
+            raise ValueError("shapes are those of the first cluster: there must be clusters")
         if num_branches > 1:
             raise ValueError("a dense head sees one branch; use one mask")
-        self.layout = LocalLayout(grid, width, num_clusters)
+        self.layout = LocalLayout(grid, width, num_clusters, shape_side)
         self.num_features, self.num_dims, self.dropout = width, self.layout.num_dims, 0.0
         self.embedding = nn.Identity()
         self.decoder = Decoder(level_channels, make_norm)
@@ -103,7 +114,7 @@ class DenseEmbedding(EmbeddingHead):
     def forward(self, branches: Sequence[Sequence[Tensor]], keep: Tensor | None = None) -> Embedded:
         """Embed the levels."""
         (levels,) = branches
-        parts = summed_up(self.pixels(levels), self.layout.grid)
+        parts = summed_up(self.pixels(levels), self.layout.grid, self.layout.shape_side > 0)
         return Embedded(self.layout.pack(parts), F.normalize(parts.patches.mean(dim=1), dim=1), None)
 
 
@@ -112,7 +123,7 @@ def _branch(in_channels: int, out_channels: int, norm: NormFactory) -> nn.Sequen
     return nn.Sequential(conv_norm_relu(in_channels, out_channels, norm), last)
 
 
-def summed_up(pixels: Pixels, grid: int) -> Parts:
+def summed_up(pixels: Pixels, grid: int, with_shape: bool = False) -> Parts:
     """Return the parts of images from their pixels.
 
     A region's vector is the mean of the pixels' vectors, weighted by its cluster: one contraction over pixels, where
@@ -120,10 +131,12 @@ def summed_up(pixels: Pixels, grid: int) -> Parts:
     """
     vectors, clusters = pixels
     patches = F.normalize(F.adaptive_avg_pool2d(vectors, grid).flatten(2).mT, dim=2)
+    none = vectors.new_zeros(len(vectors), 0)
     if clusters is None:
-        return Parts(patches, vectors.new_zeros(len(vectors), 0, vectors.shape[1]), vectors.new_zeros(len(vectors)))
+        return Parts(patches, none[:, :, None].expand(-1, -1, vectors.shape[1]), vectors.new_zeros(len(vectors)), none)
     weighted = clusters.flatten(2) @ vectors.flatten(2).mT / clusters[0, 0].numel()
-    return Parts(patches, F.normalize(weighted, dim=2), binary_entropy(clusters).mean(dim=(1, 2, 3)))
+    entropy = binary_entropy(clusters).mean(dim=(1, 2, 3))
+    return Parts(patches, F.normalize(weighted, dim=2), entropy, clusters[:, 0].flatten(1) if with_shape else none)
 
 
 def binary_entropy(probabilities: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Legend: P pairs of the global batch, p of a rank, G x G patches, K clusters, d e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from data_shards import keyed
 from trainer.heads.dense import LocalLayout
 from trainer.losses.local import instance_loss, region_loss
+from trainer.objectives.critic import ShapeGuide
 from trainer.objectives.objective import Objective, Update
 from trainer.subspaces.partition import SubspacePartition
 
@@ -46,6 +47,7 @@ class LocalObjective(Objective):
         layout: of the rows that the dense head gives.
         temperature, region_temperature: of the two losses.
         mix: smallest and largest weight of the first image in a mixture.
+        guide: a critic that the first cluster must please, for segmentation guided by shapes.
     """
 
     views = 2
@@ -59,10 +61,12 @@ class LocalObjective(Objective):
         region_weight: float = 10.0,
         entropy_weight: float = 0.1,
         mix: tuple[float, float] = (0.2, 0.8),
+        guide: ShapeGuide | None = None,
     ) -> None:
         self.layout, self.seed, self.mix = layout, seed, mix
         self.temperature, self.region_temperature = temperature, region_temperature
-        self.region_weight, self.entropy_weight = region_weight, entropy_weight
+        self.region_weight, self.entropy_weight, self.guide = region_weight, entropy_weight, guide
+        self._step = 0
 
     def seen(self, images: Tensor, places: npt.NDArray[np.int64], step: int) -> Tensor:
         """Return what the network sees (5 p, C, S, S) of two views of this rank's images (2 p, 2, C, S, S), which have
@@ -104,8 +108,27 @@ class LocalObjective(Objective):
             unmixed = torch.arange(len(vectors), device=vectors.device) % SEEN != SEEN - 1
             terms["regions"] = self.region_weight * region_loss(parts.regions[unmixed], self.region_temperature)
             terms["entropy"] = self.entropy_weight * parts.entropy[unmixed].mean()
+        if self.guide is not None and torch.is_grad_enabled():  # of validation the critic, which changes, is no part
+            side = self.layout.shape_side
+            unmixed = torch.arange(len(vectors), device=vectors.device) % SEEN != SEEN - 1
+            terms["shape"] = self.guide.loss(parts.shape[unmixed].unflatten(1, (side, side)))
+            self._step = step
         loss = torch.stack(list(terms.values())).sum()
         yield Update("embedding", loss, {name: float(value.detach()) for name, value in terms.items()})
+
+    def parameters(self) -> Sequence[Tensor]:
+        return [] if self.guide is None else list(self.guide.critic.parameters())
+
+    def step(self, factor: float) -> None:
+        if self.guide is not None:
+            self.guide.step(factor, self._step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.guide is None else self.guide.tensors()
+
+    def load_tensors(self, named: dict[str, Tensor], partition: SubspacePartition) -> None:
+        if self.guide is not None:
+            self.guide.load_tensors(named)
 
     def _draws(self, pairs: npt.NDArray[np.int64], step: int) -> Draws:
         u = keyed.uniform(keyed.fold(keyed.key(self.seed, "local", step), pairs), 5)

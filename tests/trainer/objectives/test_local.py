@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,13 @@ WHOLE = SubspacePartition((LAYOUT.num_dims,))
 
 
 def test_rows_are_packed_and_unpacked() -> None:
-    parts = Parts(torch.randn(5, 4, 3), torch.randn(5, 4, 3), torch.rand(5))
-    rows = LAYOUT.pack(parts)
-    assert rows.shape == (5, LAYOUT.num_dims)
-    for one, other in zip(LAYOUT.unpack(rows), parts, strict=True):
-        assert torch.equal(one, other)
+    for layout in (LAYOUT, replace(LAYOUT, shape_side=6)):
+        shape = torch.rand(5, layout.shape_side**2)
+        parts = Parts(torch.randn(5, 4, 3), torch.randn(5, 4, 3), torch.rand(5), shape)
+        rows = layout.pack(parts)
+        assert rows.shape == (5, layout.num_dims)
+        for one, other in zip(layout.unpack(rows), parts, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_what_the_network_sees_of_a_pair_does_not_depend_on_the_rank() -> None:
@@ -71,7 +75,9 @@ def test_turns_are_undone_on_the_grid_and_the_terms_are_those_of_the_losses() ->
 def test_targets_of_mixtures_lie_between_their_images_and_are_held_still() -> None:
     layout = LocalLayout(grid=2, width=3, num_clusters=0)
     objective = LocalObjective(layout, seed=2)
-    rows = layout.pack(Parts(normalize(torch.randn(10, 4, 3), dim=2), torch.zeros(10, 0, 3), torch.zeros(10)))
+    rows = layout.pack(
+        Parts(normalize(torch.randn(10, 4, 3), dim=2), torch.zeros(10, 0, 3), torch.zeros(10), torch.zeros(10, 0))
+    )
     rows.requires_grad_()
     (update,) = objective.updates(rows, torch.zeros(10), SubspacePartition((layout.num_dims,)), None, step=5)
     assert set(update.terms) == {"patches", "mixed"}
