@@ -25,12 +25,12 @@ def segment(
     out: Path | None = None,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Score the attention maps of a run as segmentations, against masks that no training has seen.
+    """Score the attention maps of a run, or the first cluster of its pixels, as segmentations, against masks unseen.
 
     Args:
         run: the run folder.
         baseline: a classification run on the same shards; its Grad-CAM is scored alike.
-        unet: train a U-Net on the attention maps at their threshold.
+        unet: train a U-Net on these maps at their threshold; on a cluster weighted by how sure it is.
         unet_baseline: train a U-Net on the Grad-CAM maps at theirs.
         ceiling: train a U-Net on the true masks of the training split.
         map_scale: stretch every map over [0, 1] before the threshold, or leave it.

@@ -1,4 +1,5 @@
-"""`subspace segment`: what a run's attention is worth as a segmentation, beside what it has to beat.
+"""`subspace segment`: what a run's attention, or its first cluster, is worth as a segmentation, beside what it has to
+beat.
 
 Legend: N images, C classes, D embedding width, S x S pixels of the evaluation image.
 """
@@ -26,14 +27,14 @@ from data_shards.reader import SplitReader, open_shards
 from launch import build
 from launch.trained import Trained, alone, config_of, load
 from trainer import distributed
-from trainer.segmentation import sources
+from trainer.heads.dense import DenseEmbedding
+from trainer.segmentation import pixels, sources
 from trainer.segmentation.maps import Scale
 from trainer.segmentation.protocol import Masked, Method, Result, Rows, judge, splits
 from trainer.segmentation.scores import summary
 from trainer.segmentation.simple import simple_methods
 from trainer.segmentation.unet import Labels, UNetOptions, probabilities, train_unet
 
-MAIN = "attention"
 Tell = Callable[[str], None]
 
 
@@ -95,14 +96,14 @@ def _compared(own: Trained, options: SegmentOptions, tell: Tell) -> Segmented:
     folder, train, validation, test = build.open_splits(own.config)
     tuning, held_out, without = splits(validation, test, config)
     seed = own.config.seed if options.seed is None else options.seed
-    results = []
+    results: list[Result] = []
     for method in list(_map_methods(own, options, config, folder.manifest)):  # refused before anything is scored
         results.append(judge(method, tuning, held_out))
     unet_options = UNetOptions(epochs=options.unet_epochs, seed=seed)
     num_trained = {}
-    for name, rows, labels in list(_trainings(results, options, train, config)):
+    for name, rows, labels, sure in list(_trainings(own, results, options, train, config)):
         tell(f"training {name}: {len(rows)} images, {unet_options.epochs} epochs")
-        network = train_unet(train, rows, labels, config, unet_options, distributed.device())
+        network = train_unet(train, rows, labels, config, unet_options, distributed.device(), sure)
         method = Method(name, {"only": probabilities(network, config, distributed.device())}, threshold=0.5)
         results.append(judge(method, tuning, held_out))
         num_trained[name] = len(rows)
@@ -125,9 +126,14 @@ def _compared(own: Trained, options: SegmentOptions, tell: Tell) -> Segmented:
 
 
 def _map_methods(own: Trained, options: SegmentOptions, config: AugmentConfig, manifest: Manifest) -> Iterator[Method]:
-    """Yield the attention of the run and, when asked for, Grad-CAM of the baseline."""
-    coarse = sources.attention(own.network, config)
-    yield Method(MAIN, {"only": sources.at_full_size(coarse, config.size, options.scale)})
+    """Yield the attention of the run, or the first cluster of its pixels in two readings; and, when asked for, Grad-CAM
+    of the baseline."""
+    if isinstance(own.network.head, DenseEmbedding):
+        yield Method("cluster", {"only": pixels.maker(own.network, config, pixels.cluster)}, threshold=0.5)
+        yield Method("region", {"only": pixels.maker(own.network, config, pixels.nearest_region)}, threshold=0.5)
+    else:
+        coarse = sources.attention(own.network, config)
+        yield Method("attention", {"only": sources.at_full_size(coarse, config.size, options.scale)})
     if options.baseline is not None:
         other = load(options.baseline, config_of(options.baseline))
         check_comparable(own, other, manifest)
@@ -167,18 +173,22 @@ def check_comparable(own: Trained, other: Trained, manifest: Manifest) -> None:
 
 
 def _trainings(
-    results: list[Result], options: SegmentOptions, train: SplitReader, config: AugmentConfig
-) -> Iterator[tuple[str, Rows, Labels]]:
-    """Yield (name, rows, labels) of every U-Net; only the ceiling's labels are true masks of the training split."""
-    wanted = {MAIN: options.unet, "grad_cam": options.unet_baseline}
-    for result in [r for r in results if wanted[r.method.name]]:
-        rows = np.arange(len(train))
-        yield f"unet_{result.method.name}", rows, pseudo_masks(result, train, rows)
+    own: Trained, results: list[Result], options: SegmentOptions, train: SplitReader, config: AugmentConfig
+) -> Iterator[tuple[str, Rows, Labels, Labels | None]]:
+    """Yield (name, rows, labels, certainty or None) of every U-Net; only the ceiling's labels are true masks of the
+    training split."""
+    wanted = {results[0].method.name: options.unet, "grad_cam": options.unet_baseline}
+    rows = np.arange(len(train))
+    for result in [r for r in results if wanted.get(r.method.name)]:
+        sure = None
+        if result.method.name == "cluster":
+            sure = pixels.maker(own.network, config, pixels.certainty)(train, rows)
+        yield f"unet_{result.method.name}", rows, pseudo_masks(result, train, rows), sure
     if options.ceiling:
         rows = train.masked_rows()
         if not len(rows):
             raise UserError("--ceiling needs masks in the training split, and there are none.")
-        yield "unet_supervised", rows, lambda places: torch.from_numpy(mask_views(train, rows[places], config))
+        yield "unet_supervised", rows, lambda places: torch.from_numpy(mask_views(train, rows[places], config)), None
 
 
 def pseudo_masks(result: Result, reader: SplitReader, rows: Rows) -> Labels:
@@ -199,8 +209,8 @@ def figures(results: list[Result], seed: int) -> dict[str, Any]:
             "dice": summary(result.overlap.dice, seed, "segmentation"),
             "iou": summary(result.overlap.iou, seed, "segmentation"),
         }
-    others = [name for name in dice if name != MAIN]
-    gains = {f"{MAIN} - {name}": summary(dice[MAIN] - dice[name], seed, "segmentation") for name in others}
+    first, *others = dice
+    gains = {f"{first} - {name}": summary(dice[first] - dice[name], seed, "segmentation") for name in others}
     return {"methods": methods, "dice_differences": gains}
 
 

@@ -30,15 +30,19 @@ if TYPE_CHECKING:
 
 NAMES = {
     "attention": "attention",
+    "cluster": "first cluster",
+    "region": "nearest region",
     "grad_cam": "Grad-CAM",
     "unet_attention": "U-Net on attention",
+    "unet_cluster": "U-Net on the cluster",
     "unet_grad_cam": "U-Net on Grad-CAM",
     "unet_supervised": "U-Net on true masks",
     "everything": "all foreground",
     "grey_level": "one grey level",
+    "green_level": "one level of green",
     "otsu": "Otsu's grey level",
 }
-SIMPLE = ("everything", "grey_level", "otsu")
+SIMPLE = ("everything", "grey_level", "green_level", "otsu")
 TRUE, PREDICTED = "#33e0ff", "#ffb000"  # on skin, on lesions, on gray scans and on heat
 _CELL = 1.3  # inches
 _Cell = Callable[[Axes, int], None]

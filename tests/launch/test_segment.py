@@ -72,7 +72,7 @@ def test_the_whole_path(run: Path, baseline: Path, shards: Path, cli: Cli) -> No
     }  # fmt: skip
     assert scores == json.loads((folder / "scores.json").read_text())
     learnt = ["attention", "grad_cam", "unet_attention", "unet_grad_cam", "unet_supervised"]
-    assert list(scores["methods"]) == [*learnt, "everything", "grey_level", "otsu"]
+    assert list(scores["methods"]) == [*learnt, "everything", "grey_level", "green_level", "otsu"]
     test = open_shards(shards).split("test")
     assert scores["scored_on"] == {"images": "test", "num_images": len(test)}
     assert scores["thresholds_from"]["images"] == "validation"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards import keyed
@@ -81,9 +82,18 @@ def flipped(images: Tensor, flips: Tensor) -> Tensor:
 
 
 def train_unet(
-    reader: SplitReader, rows: Rows, labels: Labels, config: AugmentConfig, options: UNetOptions, device: torch.device
+    reader: SplitReader,
+    rows: Rows,
+    labels: Labels,
+    config: AugmentConfig,
+    options: UNetOptions,
+    device: torch.device,
+    certainty: Labels | None = None,
 ) -> nn.Module:
     """Return a U-Net trained on the images of some rows with `labels`; no mask of the reader is looked at.
+
+    `certainty` gives pixels weights in [0, 1], of labels that are not sure; the cross-entropy is weighted by them,
+    and the soft Dice looks at probabilities and labels times them.
 
     Raises:
         UserError: images of fewer than 16 pixels.
@@ -100,11 +110,24 @@ def train_unet(
             images = flipped(eval_images(reader, rows[places], config), flips).to(device)
             masks = flipped(labels(places), flips)[:, None].to(device)
             optimiser.param_groups[0]["lr"] = options.lr * rates.factor(progress)
-            loss = loss_of(network(images), masks.float())
+            logits = network(images)
+            if certainty is None:
+                loss = loss_of(logits, masks.float())
+            else:
+                weights = flipped(certainty(places), flips)[:, None].to(device)
+                loss = weighted_loss(logits, masks.float(), weights)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
     return network.eval()
+
+
+def weighted_loss(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of weighted cross-entropy and soft Dice (), of logits, masks and weights (n, 1, S, S)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, weights, reduction="sum") / weights.sum().clamp(min=1)
+    p, g = logits.sigmoid() * weights, masks * weights
+    overlap = (2 * (p * g).sum(dim=(1, 2, 3)) + 1e-5) / ((p + g).sum(dim=(1, 2, 3)) + 1e-5)
+    return entropy + (1 - overlap).mean()
 
 
 def probabilities(network: nn.Module, config: AugmentConfig, device: torch.device) -> MapMaker:

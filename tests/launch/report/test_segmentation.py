@@ -55,5 +55,5 @@ def test_the_lead_names_the_best_of_the_others() -> None:
     }
     text = lead(scores)
     assert "1,234 images of test, attention reaches a mean Dice of 0.000" in text
-    assert "Otsu's grey level is best, 0.700" in text
+    assert "Otsu's grey level is best, 1.100" in text
     assert "56 images of validation" in text

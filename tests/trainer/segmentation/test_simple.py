@@ -30,7 +30,7 @@ def test_grey_levels_are_those_of_the_stored_image(phantoms: ShardFolder) -> Non
 def test_on_phantoms_the_lesion_is_dark(phantoms: ShardFolder) -> None:
     tuning, held_out, _ = splits(phantoms.split("validation"), phantoms.split("test"), CONFIG)
     found = {method.name: judge(method, tuning, held_out) for method in simple_methods(CONFIG)}
-    assert list(found) == ["everything", "grey_level", "otsu"]
+    assert list(found) == ["everything", "grey_level", "green_level", "otsu"]
     assert found["grey_level"].variant == found["otsu"].variant == "dark"
     share = held_out.masks.mean(axis=(1, 2))
     np.testing.assert_allclose(found["everything"].overlap.dice, 2 * share / (1 + share))

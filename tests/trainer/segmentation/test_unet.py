@@ -10,7 +10,7 @@ from data_shards.augment import AugmentConfig
 from data_shards.errors import UserError
 from data_shards.evaluation import mask_views
 from data_shards.reader import ShardFolder, SplitReader
-from trainer.segmentation.unet import UNetOptions, batches, flipped, probabilities, train_unet, unet
+from trainer.segmentation.unet import UNetOptions, batches, flipped, probabilities, train_unet, unet, weighted_loss
 
 CONFIG = AugmentConfig(size=32)
 CPU = torch.device("cpu")
@@ -95,3 +95,19 @@ def test_images_too_small_are_refused(phantoms: ShardFolder) -> None:
         train_unet(
             phantoms.split("train"), np.arange(2), lambda p: torch.ones(2, 8, 8), AugmentConfig(size=8), SMALL, CPU
         )
+
+
+def test_pixels_without_weight_have_no_part_in_the_loss() -> None:
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) > 0.5).float()
+    weights = torch.ones_like(masks)
+    weights[..., 2:] = 0
+    half = weighted_loss(logits[..., :2], masks[..., :2], weights[..., :2])
+    torch.testing.assert_close(weighted_loss(logits, masks, weights), half)
+    logits.requires_grad_()
+    weighted_loss(logits, masks, weights).backward()
+    assert logits.grad is not None and float(logits.grad[..., 2:].abs().max()) == 0
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits[..., :2], masks[..., :2])
+    p, g = logits[..., :2].sigmoid(), masks[..., :2]
+    dice = 2 * (p * g).sum(dim=(1, 2, 3)) / (p + g).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(half, entropy + (1 - dice).mean(), atol=1e-5, rtol=1e-4)
