@@ -61,6 +61,23 @@ def one_line(answer: tuple[int, str, str], *parts: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_network_of_pixels_is_scored_by_its_first_cluster(shards: Path, cli: Cli, tmp_path: Path) -> None:
+    model = {
+        "backbone": {"name": "vgg16", "norm": "group"},
+        "gate": {"name": "none"},
+        "head": {"name": "dense", "grid": 4, "width": 8, "num_clusters": 3},
+        "num_subspaces": 1,
+    }
+    kind = {"objective": {"local": {}}, "growth": {"enabled": False, "monitor": "loss"}, "evaluate": {"by": "loss"}}
+    run = best_run(tmp_path / "pixels", shards, SIZE, model=model, **kind)
+    code, out, err = cli("segment", run, "--unet", "--unet-epochs", "1", "--json")
+    assert code == 0, err
+    scores = json.loads(out)
+    assert list(scores["methods"])[:3] == ["cluster", "region", "unet_cluster"]
+    assert scores["methods"]["cluster"]["threshold"] == 0.5 and not scores["methods"]["cluster"]["threshold_chosen"]
+    assert "cluster - green_level" in scores["dice_differences"]
+
+
 def test_the_whole_path(run: Path, baseline: Path, shards: Path, cli: Cli) -> None:
     words = ("segment", run, "--baseline", baseline, "--unet", "--unet-baseline", "--ceiling", "--unet-epochs", "1")
     code, out, err = cli(*words, "--json")
@@ -79,7 +96,7 @@ def test_the_whole_path(run: Path, baseline: Path, shards: Path, cli: Cli) -> No
     assert scores["without_mask"] == {"validation": 0, "test": 0}
     assert scores["epoch"] == 3
     rows = list(csv.DictReader((folder / "per_image.csv").open()))
-    assert len(rows) == 8 * len(test)
+    assert len(rows) == len(scores["methods"]) * len(test)
     for name, found in scores["methods"].items():
         own = [row for row in rows if row["method"] == name]
         assert [int(row["sample_id"]) for row in own] == test.sample_ids.tolist()
