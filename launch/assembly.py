@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.local import ClusterClient
 from data_shards.errors import DataIntegrityError
-from launch import build, fingerprint, history, objective, run_folder
+from launch import build, engines, fingerprint, history, networks, objective, run_folder
 from launch.attempt import Attempt
 from launch.config import RunConfig
 from launch.ledger import Ledger
@@ -37,10 +37,10 @@ def assemble(
     """Return the loop at the position of the newest checkpoint, who records it, and where it is saved."""
     device = distributed.device()
     _, train, validation, _ = build.open_splits(config, partial(append_event, run, "quarantined"))
-    network = build.model(config, device)
+    network = networks.model(config, device)
     # Counted here: an engine may spread them over the ranks.
     parameters = f"{type(network.backbone).__name__}: {count_parameters(network):,} parameters"
-    engine = build.engine(config, network, distributed.world_size())
+    engine = engines.engine(config, network, distributed.world_size())
     store = _store(config, run, attempt)
     state = build.fresh_state(config, device)
     objectives = objective.build_objective(config, len(train.classes), device)

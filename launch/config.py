@@ -10,293 +10,33 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import model_validator
 
 from data_shards.errors import UserError
 from launch.mistakes import validated
 from launch.overrides import environment_overrides, is_set, parse_overrides, set_at
 from launch.plain_values import short
+from launch.sections import (
+    CheckpointSection,
+    ClusterSection,
+    DataSection,
+    EvaluateSection,
+    GrowthSection,
+    LaunchSection,
+    ModelSection,
+    ObjectiveSection,
+    OptimSection,
+    RaySection,
+    Section,
+    TrainSection,
+)
 from launch.yaml_file import read
 
 Resume = Literal["auto", "never", "must"]
 SAFE_NAME = re.compile(r"\w[\w.+=-]{0,99}", re.ASCII)
-Pixels = Annotated[int, Field(gt=0, le=16_384)]
-Count = Annotated[int, Field(gt=0, le=1 << 20)]
-Processes = Annotated[int, Field(gt=0, le=1 << 14)]
-Steps = Annotated[int, Field(gt=0, le=1 << 40)]
-Seconds = Annotated[float, Field(gt=0, le=1e7)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, every key known, every number finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Component(BaseModel):
-    """One entry of a table in launch/build.py and the arguments of its constructor, checked there."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class MotionSection(Section):
-    """Small motions, colours and erasing."""
-
-    rotate_degrees: float = 0.0
-    translate: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    shear: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    gray: float = Field(0.0, description="probability that colour goes")
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.2)
-
-
-class AugmentSection(MotionSection):
-    """Training views; evaluation always resizes and crops the centre."""
-
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    hflip: bool = False
-    vflip: bool = False
-    rotate90: bool = False
-    padding: Literal["reflection", "border", "zeros"] = "reflection"
-    own: MotionSection | None = Field(None, description="of each view by itself, where an image has several")
-
-
-class DataSection(Section):
-    """Which shards, at what size, seen how."""
-
-    shards: str
-    build: str | None = Field(None, description="source to build the shards from when they do not exist, e.g. 'digits'")
-    build_options: dict[str, Any] = Field(default_factory=dict)
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="of every class of the training split that is trained on; keyed by seed, nested"
-    )
-    image_size: Pixels = 224
-    resize: Pixels | None = None
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    augment: AugmentSection = AugmentSection()
-    num_workers: int = Field(0, ge=0, le=1 << 14)
-    verify: bool = True
-    max_corrupt: float = Field(
-        0.01,
-        ge=0,
-        lt=1,
-        description="fraction of the training images that may be bad and replaced before the run stops",
-    )
-
-
-class ModelSection(Section):
-    """Backbone -> gate -> head -> partitioned embedding."""
-
-    backbone: Component = Component(name="resnet50")
-    gate: Component = Component(name="convolutions")
-    head: Component = Component(name="linear")
-    num_dims: int = Field(128, gt=0, le=1 << 16)
-    num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
-    freeze_backbone: bool = Field(False, description="train gate and head only; the backbone stays as it starts")
-    weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
-    weights_of: Literal["all", "backbone"] = Field("all", description="take gate and head too, where they fit, or not")
-
-
-class EnsembleSection(Section):
-    """Every learner trains on every image, and is punished for seeing an image as the others do."""
-
-    divergence: float = Field(0.05, ge=0, le=1e6, description="weight of that punishment")
-    margin: float = Field(0.2, ge=-1, le=1, description="cosine of two learners' vectors from which on it begins")
-    pairs: Literal["same_image", "all"] = "same_image"
-
-
-class ShapeSection(Section):
-    """A critic that wants the first cluster to look like prior masks, which belong to no image."""
-
-    priors: str = Field("vessels", description="'vessels' or 'discs', which are drawn, or a folder of masks")
-    weight: float = Field(1.0, ge=0, le=1e6, description="of its judgement in the loss")
-    lr_factor: float = Field(0.05, gt=0, le=1e6, description="its rate is optim.lr times this")
-    slope: float = Field(0.2, ge=0, le=1, description="of its leaky ReLU; 1, which the released code has, is none")
-
-
-class LocalSection(Section):
-    """Local discrimination, without labels: patches are told apart, and regions, where the head has clusters."""
-
-    temperature: float = Field(0.1, gt=0, le=1e6)
-    region_temperature: float = Field(0.2, gt=0, le=1e6)
-    region_weight: float = Field(10.0, ge=0, le=1e6)
-    entropy_weight: float = Field(0.1, ge=0, le=1e6)
-    mix: tuple[float, float] = Field((0.2, 0.8), description="weight of the first image in a mixture of two")
-    shape: ShapeSection | None = Field(
-        None, description="segmentation guided by shapes: the first cluster is the target"
-    )
-
-
-class ObjectiveSection(Section):
-    """What a step minimises: losses and miners of ours, or classes of pytorch-metric-learning, by name."""
-
-    loss: Component = Component(name="margin")
-    miner: Component = Component(name="nearest_beyond_cutoff")
-    normalize: bool = Field(True, description="make the vectors of a subspace unit rows first")
-    lr: float | None = Field(None, gt=0, le=1e6, description="of what a loss learns (proxies); optim.lr when not given")
-    mask_penalty: float = Field(0.01, ge=0, le=1e6, description="on the cosine of two masks, with growth.rule doubling")
-    ensemble: EnsembleSection | None = Field(None, description="no clusters: all learners see all images")
-    masks: bool = Field(False, description="no vectors: the overlap of predicted masks, with model.head mask")
-    local: LocalSection | None = Field(None, description="no labels: of patches and regions, with model.head dense")
-
-
-class TrainSection(Section):
-    """The loop: batches are global, so the number of ranks never changes them."""
-
-    epochs: Count = 300
-    finetune_epoch: int | None = Field(None, ge=0, description="from here on all dimensions are trained on all data")
-    full_embedding_epoch: int | None = Field(
-        None, ge=0, description="from here on all dimensions are trained, on batches of one cluster each still"
-    )
-    batch_size: int = Field(32, gt=1, le=1 << 20)
-    samples_per_class: int = Field(8, ge=0)
-    steps_per_epoch: Steps | None = None
-    temperature: float = Field(1.0, ge=0, description="steps of a subspace go with size ** temperature")
-    class_temperature: float = Field(0.0, ge=0, description="classes are drawn with weights size ** class_temperature")
-    schedule: Literal["budget", "published"] = "budget"
-    accumulate: Count = Field(1, description="forward passes a rank splits its part of the batch into")
-    engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
-    channels_last: bool = True
-    logical_shards: Count = Field(4, description="fixed pieces of a batch in deterministic mode")
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_nonfinite: Count = Field(3, description="steps in a row that may be skipped before the run stops")
-    verify_ranks_every: Count = Field(100, description="steps between comparisons of the ranks' weights")
-    average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the average that is evaluated; 0: none")
-
-
-class OptimSection(Section):
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    # Beyond float32 torch raises in the middle of a step; nothing trains above a million anyway.
-    lr: float = Field(1e-5, gt=0, le=1e6)
-    embedding_lr: float | None = Field(None, gt=0, le=1e6)
-    weight_decay: float = Field(1e-4, ge=0, le=1e6)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    nesterov: bool = Field(True, description="of sgd")
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    milestones: tuple[float, ...] = Field((), description="epochs at which schedule step multiplies the rate by decay")
-    decay: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-
-
-class ClusterSection(Section):
-    """Which samples belong to which subspace."""
-
-    backend: Literal["ray", "local"] = "ray"
-    index: Literal["auto", "faiss", "faiss-gpu", "torch"] = "auto"
-    features: Literal["penultimate", "embedding"] = "penultimate"
-    recluster_every: Count = 2
-    recluster_after_growth: bool = True
-    num_iterations: Count = 100
-    num_shards: Processes | None = Field(None, description="k-means actors; one per rank when not given")
-    num_cpus: float = Field(0.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    min_size: Count | None = Field(None, description="smallest cluster that is kept; the batch size when not given")
-    min_classes: int = Field(2, ge=1)
-    timeout_s: Seconds = 600.0
-
-
-class GrowthSection(Section):
-    """When a subspace is split: the constants of the published rule, and ways to differ."""
-
-    enabled: bool = True
-    rule: Literal["plateau", "doubling"] = Field(
-        "plateau", description="split the tail when progress stalls; or double the clusters of learners that are masks"
-    )
-    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r", "loss", "dice"] = "nmi"
-    patience: int = Field(10, gt=0)
-    min_delta: float = Field(0.0, ge=0)
-    min_tail: int = Field(10, gt=0)
-    min_selected: int = Field(5, gt=0)
-    select: Literal["threshold", "top_fraction"] = "threshold"
-    threshold: float = Field(0.5, ge=0, lt=1)
-    fraction: float = Field(0.5, gt=0, lt=1)
-    score: Literal["abs_of_mean", "mean_of_abs"] = "abs_of_mean"
-    accept: Literal["always", "validated"] = Field(
-        "always", description="keep every split, or take one back that brings no new best within its patience"
-    )
-    max_subspaces: int | None = Field(None, gt=0)
-    double_every: Count = Field(2, description="epochs between doublings, with rule doubling")
-    freeze_divided: bool = Field(False, description="the backbone rests in the epoch after a doubling")
-
-
-class EvaluateSection(Section):
-    by: Literal["retrieval", "loss", "masks"] = Field(
-        "retrieval", description="neighbours of vectors, the loss itself, or the overlap of masks"
-    )
-    every: Count = 1
-    batch_size: Count = 64
-    nmi_seeds: Count = Field(10, description="k-means seeds of the final scores")
-    nmi_seeds_while_training: Count = 1
-    exclude: Literal["none", "group", "scan"] = Field(
-        "none", description="leave images of the query's own group (patient, lesion) or scan out of its gallery"
-    )
-    gallery: tuple[Literal["leave_one_out", "train"], ...] = Field(
-        ("leave_one_out",),
-        min_length=1,
-        description="where final scores search: the split's others, the training split",
-    )
-    rerank: Component = Field(Component(name="none"), description="a second order, scored beside the plain one")
-    scans: bool = Field(False, description="eta_p and eta_W of Kimia Path24: the classes are scans, cut into patches")
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    @field_validator("gallery", mode="before")
-    @classmethod
-    def _each_once(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else value
-        words = isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)
-        return tuple(dict.fromkeys(names)) if words else names
-
-    @field_validator("rerank", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class CheckpointSection(Section):
-    every_steps: Steps | None = Field(None, description="besides the one at the end of every epoch")
-    keep: int = Field(2, ge=2)
-    asynchronous: bool = Field(False, description="write beside the training, from a copy in host memory")
-    on_error: Literal["continue", "stop"] = Field("continue", description="when one cannot be written: a full disk")
-
-
-class RaySection(Section):
-    """Which Ray; and what `subspace submit ray` asks of it."""
-
-    address: str | None = Field(None, description="join this cluster; a local one is started when not given")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="workers on few nodes, or each on another")
-    placement_timeout_s: Seconds = Field(600.0, description="for room: other runs, nodes that are being started")
-    autoscaling: bool = Field(False, description="nodes are started on demand: ask for more than there is now")
-    stop_timeout_s: int = Field(240, gt=0, le=10**7, description="what the ranks of a stopped job may take to save")
-
-
-class LaunchSection(Section):
-    nproc: Processes = 1
-    max_restarts: int = Field(3, ge=0, description="restarts in a row without a newer checkpoint")
-    timeout_s: Seconds = Field(600.0, description="of every collective")
-    threads: Processes | None = Field(
-        None, description="threads of a rank; the cores divided by the ranks when not given"
-    )
-    tensorboard: bool = True
 
 
 class RunConfig(Section):

@@ -15,10 +15,11 @@ from torch import nn
 
 from data_shards import keyed
 from data_shards.errors import UserError, nearest_of
-from launch import build
-from launch.config import Component, RunConfig, ShapeSection
+from launch import build, engines, networks
+from launch.config import RunConfig
 from launch.parts import constructed, entry
 from launch.priors import shape_priors
+from launch.sections import Component, ShapeSection
 from trainer import miners
 from trainer.losses import library
 from trainer.losses.classification import Classification
@@ -66,14 +67,14 @@ def build_objective(config: RunConfig, num_classes: int, device: torch.device | 
     """
     settings = config.objective
     if settings.local is not None:
-        layout = build.local_layout(config)
+        layout = networks.local_layout(config)
         assert layout is not None
         numbers = settings.local.model_dump(exclude={"shape"})
         return LocalObjective(layout, config.seed, **numbers, guide=_guide(config, settings.local.shape, device))
     if settings.masks:
         return OverlapObjective()
     make, miner = partial(_loss, config, num_classes), _miner(config)
-    optimiser = build.optimiser(config)
+    optimiser = engines.optimiser(config)
     lr = settings.lr or config.optim.lr
     ours = settings.loss.name in LOSSES
     if build.doubling(config):
@@ -102,7 +103,7 @@ def _guide(config: RunConfig, settings: ShapeSection | None, device: torch.devic
     critic = Critic(side, settings.slope, config.seed).to(device)
     priors = shape_priors(settings.priors, side, config.seed)
     lr = config.optim.lr * settings.lr_factor
-    return ShapeGuide(critic, priors, build.optimiser(config), lr, settings.weight)
+    return ShapeGuide(critic, priors, engines.optimiser(config), lr, settings.weight)
 
 
 def _loss(config: RunConfig, num_classes: int, num_dims: int, name: str, seed: int | None) -> Loss:

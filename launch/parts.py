@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_shards.errors import UserError, nearest_of
-from launch.config import Component
 from launch.plain_values import short
+from launch.sections import Component
 
 # Arguments that the caller gives, not the user.
 GIVEN = {

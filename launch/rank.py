@@ -20,7 +20,7 @@ import torch
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
 from data_shards.manifest import Manifest
-from launch import build, history, services
+from launch import build, engines, history, services
 from launch.assembly import assemble
 from launch.attempt import Attempt, Refused, begin, end
 from launch.config import RunConfig, stored_config
@@ -77,7 +77,7 @@ def work(config: RunConfig, run: Path, stop_after_step: int | None = None) -> in
 
 
 def _train(config: RunConfig, run: Path, attempt: Attempt, stop_after_step: int | None) -> int:
-    build.check_world_size(config, distributed.world_size())
+    engines.check_world_size(config, distributed.world_size())
     _compare_clocks()
     watchdog.arm(run / "logs", distributed.rank(), attempt.number, config.launch.timeout_s)
     with ExitStack() as ends:

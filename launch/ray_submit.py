@@ -110,10 +110,10 @@ def anchored(config: RunConfig) -> RunConfig:
 
 
 def _check(config: RunConfig) -> None:
-    from launch import build
+    from launch import engines, networks
 
-    build.check_components(config)
-    build.check_world_size(config, config.launch.nproc)
+    networks.check(config)
+    engines.check_world_size(config, config.launch.nproc)
     gpus = config.ray.gpus_per_worker
     if config.launch.nproc > 1 and 0 < gpus <= 0.5:
         raise UserError(

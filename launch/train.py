@@ -122,12 +122,12 @@ def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: in
 def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     """Build every part once, so that what cannot work is said before anything is started."""
     from data_shards import order
-    from launch import build, objective, scoring
+    from launch import build, engines, networks, objective, scoring
 
-    build.check_components(config)
+    networks.check(config)
     scoring.protocols(config)
     objective.check_names(config)
-    build.check_world_size(config, world_size)
+    engines.check_world_size(config, world_size)
     if config.data.build is not None and build_shards:
         build.build_missing_shards(config)
     _, train, *scored = build.open_splits(config)
@@ -137,7 +137,7 @@ def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
         raise UserError(f"model.num_subspaces {config.model.num_subspaces}: more clusters than the {len(train)} images")
     order.check_labels(train.labels, build.batch_rule(config))
     build.transform(config)
-    build.model(config)
+    networks.model(config)
     build.growth_policy(config)
     objective.build_objective(config, len(train.classes))
 

@@ -66,14 +66,14 @@ def load(run: Path, config: RunConfig) -> Trained:
         UserError: there is no checkpoint yet.
         DataIntegrityError: it is damaged.
     """
-    from launch import build
+    from launch import build, engines, networks
     from trainer import distributed
     from trainer.checkpoint import CheckpointStore
     from trainer.state import RunState
 
     best = CheckpointStore(run / "checkpoints").best()
-    network = build.model(config, distributed.device())
-    engine = build.reading_engine(config, network)
+    network = networks.model(config, distributed.device())
+    engine = engines.reading_engine(config, network)
     engine.load_tensors(best.tensors)
     state = RunState.from_checkpoint(best, build.fresh_state(config).saliency)
     with engine.averaged():

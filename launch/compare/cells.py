@@ -133,12 +133,12 @@ def check(found: list[Cell], split: str, build_shards: bool) -> None:
 
 
 def _check_without_shards(config: RunConfig) -> None:
-    from launch import build, objective
+    from launch import engines, networks, objective
 
-    build.check_components(config)
+    networks.check(config)
     objective.check_names(config)
-    build.check_world_size(config, config.launch.nproc)
-    build.model(config)
+    engines.check_world_size(config, config.launch.nproc)
+    networks.model(config)
     objective.build_objective(config, num_classes=2)  # how many there will be changes shapes only
 
 

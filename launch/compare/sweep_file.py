@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data_shards.errors import nearest_of
-from launch.config import SAFE_NAME, Section
+from launch.config import SAFE_NAME
 from launch.mistakes import validated
 from launch.plain_values import short
+from launch.sections import Section
 from launch.yaml_file import read
 
 Retrieval = Literal["recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "r_precision"]

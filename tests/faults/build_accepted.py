@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from data_shards.errors import UserError
-from launch import build, objective
+from launch import build, engines, networks, objective
 from launch.config import RunConfig, checked
 from trainer.optim import parameter_groups
 
@@ -20,8 +20,8 @@ BIGGEST = 4096  # of numbers that take memory: the sample is about kinds, not ab
 
 
 def parts(config: RunConfig) -> None:
-    build.check_components(config)
-    build.check_world_size(config, 1)
+    networks.check(config)
+    engines.check_world_size(config, 1)
     objective.check_names(config)
     for make in (build.transform, build.batch_rule, build.growth_policy, build.plan_config):
         make(config)
@@ -29,9 +29,9 @@ def parts(config: RunConfig) -> None:
     build.controller_config(config)
     build.embed_options(config)
     build.loop_options(config, None)
-    network = build.model(config)
+    network = networks.model(config)
     groups = parameter_groups(network, config.optim.lr, config.optim.embedding_lr)
-    build.optimiser(config)(groups)
+    engines.optimiser(config)(groups)
     build.fresh_state(config)
 
 

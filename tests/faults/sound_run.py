@@ -13,7 +13,7 @@ from cluster.controller import ControllerCore
 from cluster.journal import Journal, decode, encode
 from data_shards.files import sha256_of
 from data_shards.manifest import canonical_json
-from launch import build, history
+from launch import build, history, networks
 from launch.config import checked, dump_config, stored_config
 from launch.ledger import Ledger
 from launch.ray_submit import packed, unpacked
@@ -56,7 +56,7 @@ def sound_run(run: Path) -> None:
         controller.report(epoch, 1, {"score": 0.5}, [1.0, 0.5] * 4)
     state = build.fresh_state(CONFIG)
     state.epoch, state.step = 3, 4
-    model = build.model(CONFIG).state_dict()
+    model = networks.model(CONFIG).state_dict()
     tensors = {f"model/{name}": value for name, value in model.items()}
     CheckpointStore(run / "checkpoints", fence=lease.committing).save(
         state.to_checkpoint(tensors, controller.snapshot(), lease.attempt), best=True

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launch import build
+from launch import build, engines, networks
 from launch.config import checked, dump_config
 from trainer import distributed
 from trainer.checkpoint import CheckpointStore
@@ -34,7 +34,7 @@ def best_run(folder: Path, shards: Path, size: int, more: dict[str, Tensor] | No
     (folder / "config.yaml").write_text(dump_config(config))
     distributed.initialise(60)
     try:
-        engine = build.reading_engine(config, build.model(config))
+        engine = engines.reading_engine(config, networks.model(config))
         if engine.average is not None:  # type: ignore[attr-defined]
             for parameter in engine.model.parameters():
                 parameter.data += 1

@@ -94,7 +94,7 @@ def test_wrong_settings(run: Run, config: Path, words: tuple[str, ...], parts: t
 
 
 def test_deepspeed_that_is_not_installed(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.build.find_spec", lambda name: None)
+    monkeypatch.setattr("launch.engines.find_spec", lambda name: None)
     code, text = run("train", config, "--dry-run", "train.engine.name=deepspeed")
     assert code == 2
     one_line(text, "DeepSpeed is not installed", "pip install")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from data_shards.build import build as build_shards
 from data_shards.errors import UserError
-from launch import build
+from launch import build, networks
 from launch.config import checked, stored_config
 from launch.scoring import protocols, score_splits
 from tests.launch.best_run import best_run
@@ -56,7 +56,7 @@ def scored(run: Path) -> dict[str, Any]:
     _, train, validation, test = build.open_splits(config)
     assert test is not None
     return score_splits(
-        config, run, build.model(config), build.fresh_state(config).partition, train, [validation, test]
+        config, run, networks.model(config), build.fresh_state(config).partition, train, [validation, test]
     )
 
 

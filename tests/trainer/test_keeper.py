@@ -15,7 +15,7 @@ from cluster.controller import ControllerCore
 from cluster.growth import Growth, Rollback
 from cluster.local import LocalCluster
 from data_shards.errors import DataIntegrityError
-from launch import build
+from launch import build, engines, networks
 from launch.config import load_config
 from launch.objective import build_objective
 from launch.record import SilentRecorder
@@ -42,7 +42,7 @@ def keeper(root: Path, stop_on_error: bool = False) -> Keeper:
     config = load_config(ROOT / "configs" / "smoke" / "growth.yaml", ["objective.loss={name: ProxyAnchorLoss}"])
     state = build.fresh_state(config)
     state.assignment = Assignment.single(20)
-    engine = build.engine(config, build.model(config), world_size=1)
+    engine = engines.engine(config, networks.model(config), world_size=1)
     client = LocalCluster(ControllerCore(build.controller_config(config)))
     saver = Saver(CheckpointStore(root), asynchronous=False)
     objective = build_objective(config, 10, torch.device("cpu"))

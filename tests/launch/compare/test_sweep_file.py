@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_shards.errors import UserError
-from launch import build
+from launch import networks
 from launch.compare.cells import cells
 from launch.compare.sweep_file import Sweep, read_sweep
 from launch.objective import build_objective
@@ -32,7 +32,7 @@ def test_shipped_sweeps_are_sound(path: Path, tmp_path: Path) -> None:
     found = cells(sweep, path, tmp_path)
     assert len(found) == len(sweep.datasets) * len(sweep.methods) * len(sweep.seeds)
     for cell in found:
-        build.check_components(cell.config)
+        networks.check(cell.config)
         build_objective(cell.config, num_classes=5)
 
 
