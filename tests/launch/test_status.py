@@ -115,7 +115,8 @@ def test_render_shows_what_is_known(tmp_path: Path) -> None:
     status.write_status(tmp_path, state="failed", epoch=4, step=77, num_subspaces=2, exit_code=4, reason="loss [nan]")
     assert "failed" in rendered(tmp_path)
     assert "loss [nan] (exit code 4)" in rendered(tmp_path)
-    scores = {"recall": {"1": 0.912}, "nmi": {"mean": 0.456}, "map_at_r": 0.25}
+    scores: dict[str, object] = {"recall": {"1": 0.912}, "macro_recall_at_1": 0.9, "map_at_r": 0.25}
+    scores |= {"nmi": {"mean": 0.456}, "ami": {"mean": 0.4}}
     lines: list[dict[str, object]] = [{"epoch": 4, "step": 77, "loss": 0.1234, "images_per_s": 321.4}]
     lines.append({"epoch": 4, "validation": scores})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"epoch": 5, "st')
