@@ -125,7 +125,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n))}},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.platform()},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["subspace", *sys.argv[1:]],
         "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

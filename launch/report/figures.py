@@ -20,7 +20,15 @@ from launch.report import lineage, theme
 from launch.report.collect import Record, Run, score
 
 WIDE, NARROW = 10.4, 4.4  # inches: the page's text width on a desk, and a figure that is legible on a telephone
-CURVES = (("nmi", "NMI"), ("recall@1", "recall@1"), ("map_at_r", "MAP@R"), ("macro_recall_at_1", "macro"))
+CURVES = (
+    ("nmi", "NMI"),
+    ("recall@1", "recall@1"),
+    ("map_at_r", "MAP@R"),
+    ("macro_recall_at_1", "macro"),
+    ("dice", "Dice"),
+    ("iou", "IoU"),
+    ("loss", "loss"),
+)
 _MAX_POINTS = 240  # a line of a few hundred points is as exact as the eye
 
 
@@ -44,8 +52,9 @@ def best_epoch(run: Run) -> Best | None:
     monitor = str((run.config.get("growth") or {}).get("monitor", "nmi"))
     name = "recall@1" if monitor == "recall_at_1" else monitor
     scored = [(score(r["validation"], name), r["epoch"] + 1) for r in run.epochs]
-    known = [(value, -epoch) for value, epoch in scored if value is not None]
-    return Best(name, max(known)[0], -max(known)[1]) if known else None
+    sign = -1 if name == "loss" else 1
+    known = [(sign * value, -epoch) for value, epoch in scored if value is not None]
+    return Best(name, sign * max(known)[0], -max(known)[1]) if known else None
 
 
 def loss_figure(run: Run, width: float = NARROW) -> Figure | None:
@@ -99,10 +108,11 @@ def score_figure(run: Run, width: float = NARROW) -> Figure | None:
     best = best_epoch(run)
     if best is not None:
         axes.axvline(best.epoch, color=theme.INK, linewidth=0.9, zorder=0)
-    axes.set_title("Validation scores")
+    losses = curves[0][0] == "loss"
+    axes.set_title("Validation loss" if losses else "Validation scores")
     _time_axis(axes, run)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(1.005, high))
+    axes.set_ylim(max(0.0, low), high if losses else min(1.005, high))
     _label_ends(axes, curves)
     return figure
 

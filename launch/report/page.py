@@ -47,6 +47,7 @@ def render(run: Run, gallery: Gallery) -> str:
         splits=[s for s in SPLITS if s in run.evaluations],
         metrics=tables.metric_rows(run),
         counted=counted(run),
+        retrieval=run.pictured is not None and score(run.pictured.scores, "recall@1") is not None,
         excluded=protocols.excluded(run.pictured.scores) if run.pictured else "",
         protocols=protocols.protocol_table(run),
         subspaces=(subspaces := tables.subspace_rows(run)),
@@ -70,7 +71,7 @@ def lead(run: Run) -> str:
     final = run.pictured
     widths = (final.scores.get("widths") if final else None) or []
     number = len(widths) or run.status.get("num_subspaces")
-    if number:
+    if number and (final is None or score(final.scores, "recall@1") is not None):
         size = f"of {sum(widths)} dimensions " if widths else ""
         parts = lineage.partitions(run.events, widths)
         added = number - len(parts[0][1]) if parts else 0
@@ -84,6 +85,12 @@ def lead(run: Run) -> str:
         images = f"{final.scores.get('num_samples', 0):,} {final.split} images"
         classes = _plural(final.scores.get("num_classes", 0), "class", "classes")
         sentences.append(f"Of {images} in {classes}, {100 * recall:.1f} % have a nearest neighbour of their own class.")
+    for key, what in (("loss", "loss, without labels,"), ("dice", "mean Dice of the predicted masks")):
+        value = score(final.scores, key) if final else None
+        if final and value is not None:
+            sentences.append(
+                f"On {final.scores.get('num_samples', 0):,} {final.split} images the {what} is {value:.3f}."
+            )
     if run.status["state"] != "completed":
         sentences.append(f"The run has not been completed: its state is {run.status['state']}.")
     return " ".join(sentences) or "Nothing has been measured yet."
@@ -101,7 +108,8 @@ def counted(run: Run) -> str:
         lone = scores.get("num_lone_queries") or 0
         left = f" ({_plural(lone, 'query', 'queries')} without another image of the class left out)" if lone else ""
         images = _plural(scores.get("num_samples", 0), "image")
-        parts.append(f"{evaluation.split}: {images}, {_plural(scores.get('num_classes', 0), 'class', 'classes')}{left}")
+        classes = f", {_plural(scores['num_classes'], 'class', 'classes')}" if scores.get("num_classes") else ""
+        parts.append(f"{evaluation.split}: {images}{classes}{left}")
     return "; ".join(parts)
 
 
@@ -115,13 +123,16 @@ def curve_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
         f"Loss of the training steps: mean of neighbouring steps and the band of their middle 80 %.{growth}",
     )
     best = figures.best_epoch(run)
+    retrieval = any(score(r["validation"], "recall@1") is not None for r in run.epochs)
+    decides = "on the epoch that is kept."
+    if retrieval:
+        decides = "on growth and on the epoch that is kept; macro is recall@1 averaged over classes."
     told = f" Line: best {tables.metric_name(best.name)}, {best.value:.3f}, after epoch {best.epoch}." if best else ""
     curves = gallery.add(
         "scores",
         lambda width: figures.score_figure(run, width),
         f"Validation scores over epochs.{told}",
-        "Scores on the validation split, which alone decides on growth and on the epoch that is kept; macro is "
-        f"recall@1 averaged over classes.{told}{growth}",
+        f"On the validation split, which alone decides {decides}{told}{growth}",
     )
     yield from (p for p in (loss, curves) if p)
 

@@ -167,7 +167,8 @@ def fact_rows(run: Run) -> list[tuple[str, str]]:
         ("median speed", f"{np.median(speed):,.0f} images/s" if speed else None),
         *flattened({name: value for name, value in run.env.items() if name != "command"}),
     ]
-    return [(name, str(value)) for name, value in facts if value not in (None, "", [])]
+    # What versions and fingerprint both say is told once.
+    return list(dict.fromkeys((name, str(value)) for name, value in facts if value not in (None, "", [])))
 
 
 def command(run: Run) -> str:

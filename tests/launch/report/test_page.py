@@ -141,6 +141,25 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert "its state is running" in found.text
 
 
+def test_a_run_without_labels_has_a_page_without_retrieval(tmp_path: Path) -> None:
+    run = tmp_path / "pretext"
+    (run / "evaluation").mkdir(parents=True)
+    (run / "config.yaml").write_text("name: pretext\ngrowth: {monitor: loss}\n")
+    (run / "status.json").write_text('{"state": "completed", "num_subspaces": 1}')
+    losses = [{"epoch": e, "validation": {"num_samples": 8, "loss": 3.0 - e}} for e in range(2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
+    (run / "evaluation" / "test.json").write_text('{"split": "test", "num_samples": 8, "loss": 14.003}')
+    text = page_of(run).text
+    for part in (
+        "On 8 test images the loss, without labels, is 14.003.",
+        "best loss, 2.000, after epoch 2",
+        "test: 8 images.",
+    ):
+        assert part in text
+    for part in ("leave-one-out", "subspace.", "classes"):
+        assert part not in text
+
+
 def test_scores_without_vectors_and_cut_lines_are_enough(digit_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "cut"
     shutil.copytree(digit_run, run)

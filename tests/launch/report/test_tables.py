@@ -22,6 +22,9 @@ def test_best_epoch_is_the_first_with_the_highest_monitored_score() -> None:
     assert figures.best_epoch(run_of(epochs=epochs)) == figures.Best("nmi", 0.5, 2)
     by_recall = run_of(epochs=epochs, config={"growth": {"monitor": "recall_at_1"}})
     assert figures.best_epoch(by_recall) == figures.Best("recall@1", 0.3, 4)
+    losses = [{"epoch": e, "validation": {"loss": v}} for e, v in enumerate([3.0, 2.0, 2.0, 2.5])]
+    by_loss = run_of(epochs=losses, config={"growth": {"monitor": "loss"}})
+    assert figures.best_epoch(by_loss) == figures.Best("loss", 2.0, 2)
     assert figures.best_epoch(run_of()) is None
 
 
