@@ -30,7 +30,7 @@ from trainer.localisation import Window, likeness, peaks
 from trainer.model import EmbeddingModel
 
 Points = npt.NDArray[np.float64]  # (L, 2) x and y
-NUM_PICTURES = 12
+NUM_PICTURES = 11  # with the marked image three rows of four
 
 
 @dataclass(frozen=True)
