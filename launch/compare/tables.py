@@ -110,7 +110,12 @@ def as_json(comparison: Comparison) -> str:
             )
         else:
             costs = {name: getattr(result, name) for name in COSTS}
-            runs.append({**place, "state": "completed", **costs, "evaluations": result.evaluations})
+            # Names of a thousand classes, twice in every run, would be nine tenths of the file.
+            figures = {
+                split: {key: value for key, value in found.items() if key != "class_names"}
+                for split, found in result.evaluations.items()
+            }
+            runs.append({**place, "state": "completed", **costs, "evaluations": figures})
     sweep = comparison.sweep.model_dump(mode="json", by_alias=True)
     tables = [asdict(block) for block in comparison.blocks]
     return json.dumps({"sweep": sweep, "runs": runs, "tables": tables}, indent=1, allow_nan=False) + "\n"
