@@ -44,7 +44,7 @@ def main() -> None:
     tables: dict[str, Any] = {}
     for dataset in sorted(path for path in (root / "runs").iterdir() if path.is_dir()):
         seeds = sorted(path.name for path in (dataset / "attention").iterdir())
-        extra = ("--unet", "--unet-baseline", "--ceiling", "--baseline")
+        extra = ("--unet", "--unet-baseline", "--ceiling", "--unet-epochs", "10", "--baseline")
         full = [scored(dataset / "attention" / seed, *extra, str(dataset / "classes" / seed)) for seed in seeds]
         table = over_seeds(full)
         single = over_seeds([scored(dataset / "one-learner" / seed) for seed in seeds])
