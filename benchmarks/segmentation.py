@@ -51,7 +51,7 @@ def main() -> None:
         table["attention_one_learner"] = single["attention"]
         tables[dataset.name] = {"images": full[0]["scored_on"], "methods": table}
     for name, found in tables.items():
-        print(f"\n{name}, {found['images']['num_images']} {found['images']['name']} images\n")
+        print(f"\n{name}, {found['images']['num_images']} {found['images']['images']} images\n")
         print("| method | Dice | IoU |\n|---|---|---|")
         for method, row in sorted(found["methods"].items(), key=lambda item: -item[1]["dice"]["mean"]):
             print(f"| {method} | " + " | ".join(f"{row[m]['mean']:.3f} ± {row[m]['std']:.3f}" for m in row) + " |")

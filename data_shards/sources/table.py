@@ -28,6 +28,7 @@ def read(
     draw: str = "keyed",
     classes: str = "",
     test_classes: str = "",
+    mask_above: float | None = None,
     seed: int = 0,
 ) -> Listing:
     """List the images of a CSV table; `group` names the group column ("none": groups are ignored).
@@ -35,12 +36,16 @@ def read(
     `draw` says what is taken from the training split where validation or test are missing: "keyed" (by class and seed)
     or "first" (the first rows). `classes` ("a,b,c") fixes which there are and their order. `test_classes`
     ("Bengali/*,N_Ko/*") are patterns of whole classes that make the test split, whatever the table says: classes that
-    training never sees. Raises UserError for other classes, missing columns, empty cells, unknown splits, double paths
-    and paths that leave the folder.
+    training never sees. `mask_above` says that masks are shades: what is above that share of 255, after scaling, is the
+    object; otherwise what is not 0 is. Raises UserError for other classes, missing columns, empty cells, unknown
+    splits, double paths and paths that leave the folder.
     """
+    if mask_above is not None and not 0 <= mask_above < 1:
+        raise UserError(f"mask_above={mask_above} is a share of 255: use 0 or more, and less than 1.")
     records, notes = complete(_held_out(list_rows(path, group), test_classes), validation, test, seed, draw)
     names = class_names(records, classes)
-    return Listing(path.parent.name, names, tuple(records), root=path.parent, warnings=tuple(notes))
+    shaded = tuple(replace(record, mask_above=mask_above) for record in records)
+    return Listing(path.parent.name, names, shaded, root=path.parent, warnings=tuple(notes))
 
 
 def _held_out(records: list[Record], patterns: str) -> list[Record]:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from data_shards.build import build
@@ -99,6 +101,30 @@ def test_the_first_rows_are_validation(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label,split\n" + "".join(f"{n}.png,a,train\n" for n in range(39, 19, -1)))
     records = read(path, validation=0.2, draw="first").records
     assert [r.path for r in records if r.split == "validation"] == ["39.png", "38.png", "37.png", "36.png"]
+
+
+def test_masks_of_shades_are_cut_after_scaling(tmp_path: Path) -> None:
+    """A cell as labellers draw it: 128 is cytoplasm, 255 the nucleus; lines of one pixel survive scaling."""
+    mask = np.zeros((48, 48), np.uint8)
+    mask[8:40, 8:40], mask[16:32, 16:32], mask[44] = 128, 255, 255
+    for split in ("train", "validation", "test"):
+        Image.fromarray(mask).save(tmp_path / f"{split}.png")
+    text = "path,label,split,mask\n" + "".join(f"{s}.png,a,{s},{s}.png\n" for s in ("train", "validation", "test"))
+    path = table(tmp_path, text)
+    areas = {}
+    for name, options in (("any", {}), ("nucleus", {"mask_above": 0.6}), ("lines", {"mask_above": 0.3})):
+        build(f"table:{path}", tmp_path / name, size=24, options=options)
+        found = open_shards(tmp_path / name).split("test").mask(0)
+        areas[name] = [int((found[4:20, 4:20] > 0).sum()), int((found[21:] > 0).sum())]
+        assert name == "any" or set(np.unique(found)) == {0, 255}
+    assert areas["any"][0] == 16 * 16
+    assert areas["nucleus"] == [8 * 8, 0]
+    assert areas["lines"] == [16 * 16, 24]
+
+
+def test_a_share_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"mask_above=1\.5"):
+        read(Path("labels.csv"), mask_above=1.5)
 
 
 @pytest.mark.skipif(REAL is None, reason="SUBSPACE_DATA names no folder with real sets")
