@@ -96,8 +96,9 @@ class RunRecorder(SilentRecorder):
         self.metrics.write(json.dumps(line) + "\n")
         self.display.advance(f"loss {line['loss']:.4f}  {line['images_per_s']:.0f} images/s")
         if self.writer is not None and line["step"] % 10 == 0:
-            for name in ("loss", "lr", "images_per_s"):
-                self.writer.add_scalar(f"train/{name}", line[name], line["step"])
+            shown = {name: line[name] for name in ("loss", "lr", "images_per_s")}
+            for name, value in {**shown, **line.get("terms", {})}.items():
+                self.writer.add_scalar(f"train/{name}", value, line["step"])
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Write one line of an epoch with its validation scores, and what the GPUs say, if there are any."""

@@ -189,7 +189,7 @@ class Loop:
         targets = self.objective.targets(batch, labels)
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
-        fault, loss = None, 0.0
+        fault, loss, terms = None, 0.0, dict[str, torch.Tensor]()
         for update in self.objective.updates(vectors, targets, state.partition, subspace, state.step):
             self.engine.backward(update.loss, self.objective.parameters())
             found = self.engine.step()
@@ -198,6 +198,7 @@ class Loop:
                 gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
                 state.saliency.update(vectors, gradient)
             fault, loss = fault or found, float(update.loss.detach())
+            terms |= update.terms
         state.step += 1
         state.step_in_epoch += 1
         if fault is not None:
@@ -207,8 +208,10 @@ class Loop:
         state.loss_sum += loss
         state.num_losses += 1
         speed = len(rows) / max(time.monotonic() - began, 1e-9)
-        line = {"epoch": state.epoch, "step": state.step, "subspace": subspace, "loss": loss, "lr": rate}
-        self.recorder.step({**line, "images_per_s": round(speed, 1), "time": time.time()})
+        line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "subspace": subspace, "loss": loss}
+        if terms:
+            line["terms"] = {name: float(term.detach()) for name, term in terms.items()}
+        self.recorder.step({**line, "lr": rate, "images_per_s": round(speed, 1), "time": time.time()})
 
     def _dropout(self, batch: Batch) -> torch.Tensor | None:
         head = self.engine.model.head

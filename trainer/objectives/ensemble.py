@@ -49,8 +49,10 @@ class EnsembleObjective(SubspaceObjective):
     ) -> Iterator[Update]:
         self.learners.zero_grad()
         losses = [self._loss(vectors, labels, partition, k, step) for k in range(partition.num_subspaces)]
-        loss = torch.stack(losses).mean()
+        terms = {"learners": torch.stack(losses).mean()}
+        loss = terms["learners"]
         if self.weight:
             units = [partition.block(vectors, k) for k in range(partition.num_subspaces)]
-            loss = loss + self.weight * divergence(units, self.margin, self.pairs)
-        yield Update("embedding", loss)
+            terms["divergence"] = self.weight * divergence(units, self.margin, self.pairs)
+            loss = loss + terms["divergence"]
+        yield Update("embedding", loss, terms)

@@ -114,7 +114,7 @@ class LocalObjective(Objective):
             terms["shape"] = self.guide.loss(parts.shape[unmixed].unflatten(1, (side, side)))
             self._step = step
         loss = torch.stack(list(terms.values())).sum()
-        yield Update("embedding", loss, {name: float(value.detach()) for name, value in terms.items()})
+        yield Update("embedding", loss, terms)
 
     def parameters(self) -> Sequence[Tensor]:
         return [] if self.guide is None else list(self.guide.critic.parameters())

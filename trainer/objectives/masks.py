@@ -66,7 +66,8 @@ class MaskedObjective(Objective):
         with keyed_streams(keyed.key(self.seed, "loss", step) >> 1) if self.draws else nullcontext():
             loss = self.loss(unit, labels, tuples)
         overlap = self.overlap() if subspace is not None and self.num_active > 1 else loss.new_zeros(())
-        yield Update("embedding", loss + self.penalty * overlap)
+        terms = {"learner": loss, "overlap": self.penalty * overlap}
+        yield Update("embedding", loss + terms["overlap"], terms)
 
     def overlap(self) -> Tensor:
         """Return the mean cosine of two active masks, ()."""

@@ -20,11 +20,11 @@ from trainer.subspaces.partition import SubspacePartition
 
 @dataclass
 class Update:
-    """One player's turn: a scalar to minimise, and its parts for the record."""
+    """One player's turn: a scalar to minimise and, where it is a sum, its terms () for the record."""
 
     player: str
     loss: Tensor
-    terms: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(ABC):

@@ -61,11 +61,11 @@ def test_turns_are_undone_on_the_grid_and_the_terms_are_those_of_the_losses() ->
     parts = LAYOUT.unpack(rows.detach())
     patches = parts.patches.unflatten(0, (3, 5))
     first = patches[:, :2].flatten(0, 2)
-    assert update.terms["patches"] == pytest.approx(float(instance_loss(torch.cat([first, first]))), rel=1e-5)
+    assert update.terms["patches"].item() == pytest.approx(float(instance_loss(torch.cat([first, first]))), rel=1e-5)
     kept = torch.tensor([i for i in range(15) if i % 5 != 4])
-    assert update.terms["regions"] == pytest.approx(10 * float(region_loss(parts.regions[kept])), rel=1e-5)
-    assert update.terms["entropy"] == pytest.approx(0.1 * float(parts.entropy[kept].mean()), rel=1e-5)
-    assert float(update.loss.detach()) == pytest.approx(sum(update.terms.values()), rel=1e-5)
+    assert update.terms["regions"].item() == pytest.approx(10 * float(region_loss(parts.regions[kept])), rel=1e-5)
+    assert update.terms["entropy"].item() == pytest.approx(0.1 * float(parts.entropy[kept].mean()), rel=1e-5)
+    assert float(update.loss.detach()) == pytest.approx(sum(map(float, update.terms.values())), rel=1e-5)
     update.loss.backward()
     assert rows.grad is not None
     moved = rows.grad.unflatten(0, (3, 5)).abs().sum(dim=2)
@@ -85,4 +85,4 @@ def test_targets_of_mixtures_lie_between_their_images_and_are_held_still() -> No
     patches = layout.unpack(rows.detach()).patches.unflatten(0, (2, 5))
     between = [w * patches[i, 0] + (1 - w) * patches[i, 1] for i, w in enumerate(weight.astype(np.float32))]
     items = torch.cat([patches[:, 4].flatten(0, 1), normalize(torch.cat(between), dim=1)])
-    assert update.terms["mixed"] == pytest.approx(float(instance_loss(items)), rel=1e-5)
+    assert update.terms["mixed"].item() == pytest.approx(float(instance_loss(items)), rel=1e-5)
