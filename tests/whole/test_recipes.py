@@ -37,6 +37,7 @@ HAPPENED = {
     "masks of images": [],
     "shapes": [],
 }
+SUMS = ("masks", "ensemble", "local", "shapes")  # losses of several terms
 OWN_IMAGES = ("masks of images", "shapes")
 
 
@@ -68,6 +69,9 @@ def test_ranks_and_stops_change_no_byte(digits: Path, tmp_path: Path, recipe: st
     run(digits, two, recipe, 2, resume="must")
     assert content_hash(one) == content_hash(two)
     assert [line["loss"] for line in steps(one)] == [line["loss"] for line in steps(two)]
+    for line in steps(one):
+        assert "terms" not in line or sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-5)
+    assert ("terms" in steps(one)[0]) == (recipe in SUMS)
     told = [line["event"] for line in lines(one / "events.jsonl")]
     assert [event for event in told if event in ("growth", "rollback", "recluster")] == HAPPENED[recipe]
     if recipe == "masks":
