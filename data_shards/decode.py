@@ -122,7 +122,7 @@ def load_image(
         _header_of(image, len(data))
         if draft_px is not None and image.format == "JPEG":
             image.draft(None, (draft_px, draft_px))
-        return to_array(_upright(image), channels)
+        return to_array(upright(image), channels)
 
     return guarded(decode)
 
@@ -133,7 +133,7 @@ def load_mask(data: bytes) -> Image.Image:
     def decode() -> Image.Image:
         image = _open(io.BytesIO(data))
         check_size(image.height, image.width)
-        image = _upright(image)
+        image = upright(image)
         return image.convert("L") if image.mode != "P" else Image.fromarray(np.asarray(image))
 
     return guarded(decode)
@@ -203,5 +203,6 @@ def _header_of(image: Image.Image, num_bytes: int) -> Header:
     return Header(height, width, 1 if image.mode in _GRAY_MODES else 3, num_bytes, verbatim)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its camera says."""
     return ImageOps.exif_transpose(image) if image.info.get("exif") else image

@@ -20,6 +20,7 @@ from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
 from launch.cli_compare import compare
+from launch.cli_export import export
 from launch.cli_localise import localise
 from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
@@ -171,6 +172,7 @@ app.command(compare)
 app.command(segment)
 app.command(explain)
 app.command(localise)
+app.command(export)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")

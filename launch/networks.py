@@ -70,6 +70,11 @@ def check(config: RunConfig) -> None:
     entry(HEADS, settings.head, "model.head")
 
 
+def from_random(config: RunConfig) -> RunConfig:
+    """Return a configuration whose network starts from no file: for weights that are put in afterwards, all of them."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": "random"})})
+
+
 def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingModel:
     """Return the network with its start weights."""
     settings = config.model

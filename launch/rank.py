@@ -13,14 +13,12 @@ import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cluster.processes import die_with_parent
 from data_shards.errors import UserError
-from data_shards.manifest import Manifest
-from launch import build, engines, history, services
+from launch import build, engines, exported, history, services
 from launch.assembly import assemble
 from launch.attempt import Attempt, Refused, begin, end
 from launch.config import RunConfig, stored_config
@@ -122,24 +120,8 @@ def finish(config: RunConfig, run: Path, loop: Loop, store: CheckpointStore) -> 
         found = score_splits(config, run, network, partition, train, splits)
         if distributed.rank() == 0:
             distributed.pat()
-            facts = export_facts(config, folder.manifest, best.state["best"]["epoch"])
-            export(run / "exported", network, partition, facts, found)
-
-
-def export_facts(config: RunConfig, data: Manifest, epoch: int) -> dict[str, Any]:
-    """Return what the model card says of a run."""
-    return {
-        "name": config.name,
-        "backbone": config.model.backbone.name,
-        "weights": config.model.weights,
-        "data": f"{data.name} ({data.source})",
-        "channels": config.data.channels,
-        "size": config.data.image_size,
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-        "monitor": config.growth.monitor,
-        "epoch": epoch,
-    }
+            known = exported.facts(config, folder.manifest, int(best.state["best"]["epoch"]))
+            export(run / "exported", network, partition, known, found)
 
 
 # -- the process

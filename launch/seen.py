@@ -15,7 +15,9 @@ from data_shards.augment import AugmentConfig, Pixels, centre_box
 from data_shards.decode import Unreadable, load_image, read_bytes
 from data_shards.errors import UserError
 from data_shards.evaluation import image_view
-from data_shards.fitting import Box, fit_image, fitted_box
+from data_shards.fitting import Box, fitted_box
+from data_shards.manifest import Manifest
+from data_shards.preprocessing import Preprocessing
 from data_shards.reader import ShardFolder, SplitReader, open_shards
 from data_shards.sandbox import Reply, Sandbox
 from launch.config import RunConfig
@@ -58,6 +60,11 @@ def shards_of(config: RunConfig) -> ShardFolder:
     return open_shards(path, verify=False)
 
 
+def preprocessing(manifest: Manifest, transform: AugmentConfig) -> Preprocessing:
+    """Return how an image that is not in the shards comes to the network."""
+    return Preprocessing(manifest.channels, manifest.image_size, manifest.fit, transform)
+
+
 def seen(word: str, folder: ShardFolder, split: str, transform: AugmentConfig) -> Seen:
     """Return an image by its sample id (digits) or its file, through the geometry of the shards and of evaluation.
 
@@ -82,9 +89,10 @@ def of_row(reader: SplitReader, row: int, transform: AugmentConfig) -> Seen:
 
 def _of_file(path: Path, folder: ShardFolder, transform: AugmentConfig) -> Seen:
     """Decode an image file in a process of its own, and bring it to the size that the shards have."""
+    steps = preprocessing(folder.manifest, transform)
 
     def decoded(_: int) -> Reply:
-        image = load_image(read_bytes(path), folder.manifest.channels)
+        image = load_image(read_bytes(path), steps.channels)
         return {"shape": image.shape}, image.tobytes()
 
     with Sandbox(decoded) as sandbox:
@@ -93,10 +101,9 @@ def _of_file(path: Path, folder: ShardFolder, transform: AugmentConfig) -> Seen:
         raise UserError(f"{path}: {answer}")
     image = np.frombuffer(answer[1], dtype=np.uint8).reshape(answer[0]["shape"])
     height, width = image.shape[:2]
-    size = folder.manifest.image_size
     outer: Box = (0.0, 0.0, float(width), float(height))
-    if size is not None:
-        image, outer = fit_image(image, size, folder.manifest.fit), fitted_box(width, height, size, folder.manifest.fit)
+    if steps.size is not None:
+        image, outer = steps.stored(image), fitted_box(width, height, steps.size, steps.fit)
     inner = centre_box(transform, *image.shape[:2])
     return Seen(image_view(image, transform), path.name, _inside(outer, inner, image.shape[1], image.shape[0]))
 

@@ -59,6 +59,23 @@ def alone(config: RunConfig) -> Iterator[None]:
         distributed.shut_down()
 
 
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Leave this process as it was, its environment, threads and determinism: for what is a library to others."""
+    import torch
+
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def load(run: Path, config: RunConfig) -> Trained:
     """Return the best network of a run in evaluation mode, inside `alone`.
 
@@ -72,7 +89,7 @@ def load(run: Path, config: RunConfig) -> Trained:
     from trainer.state import RunState
 
     best = CheckpointStore(run / "checkpoints").best()
-    network = networks.model(config, distributed.device())
+    network = networks.model(networks.from_random(config), distributed.device())
     engine = engines.reading_engine(config, network)
     engine.load_tensors(best.tensors)
     state = RunState.from_checkpoint(best, build.fresh_state(config).saliency)

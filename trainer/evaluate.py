@@ -43,6 +43,14 @@ class EmbedOptions:
 
 
 @torch.no_grad()
+def embed(model: EmbeddingModel, images: torch.Tensor, precision: str) -> Embedded:
+    """Return the embedding of images (B, C, S, S) in the layout and the precision of evaluation."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(images)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
 def embed_blocks(model: EmbeddingModel, reader: SplitReader, options: EmbedOptions) -> Iterator[tuple[Array, Embedded]]:
     """Yield (row numbers, embedding) of this rank's share of a split, in evaluation mode."""
     canonical = blocks(len(reader), options.batch_size)
@@ -54,9 +62,7 @@ def embed_blocks(model: EmbeddingModel, reader: SplitReader, options: EmbedOptio
         loader = embed_loader(reader, own, options.transform, options.num_workers, parameter.device)
         for rows, images in loader:
             distributed.pat()
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(parameter.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-                yield rows, model(images)
+            yield rows, embed(model, images, options.precision)
     finally:
         model.train(was_training)
 

@@ -42,7 +42,7 @@ class Match(NamedTuple):
 
     def theirs_for(self, name: str) -> str:
         """Return what the file would call one of our parts or tensors."""
-        return self.theirs + _spoken(name, self.dialect).removeprefix(self.ours)
+        return self.theirs + spoken(name, self.dialect).removeprefix(self.ours)
 
 
 def load(model: EmbeddingModel, path: Path, name: str, only_backbone: bool = False) -> str:
@@ -85,9 +85,9 @@ def best_match(backbone: nn.Module, state: Mapping[str, Tensor]) -> Match:
     best = Match({})
     prefixes = _prefixes(state)
     for dialect in dialects:
-        spoken = {key: _spoken(key, dialect) for key in own}
-        for ours in _prefixes(spoken.values()):
-            bare = {key: word[len(ours) :] for key, word in spoken.items() if word.startswith(ours)}
+        words = {key: spoken(key, dialect) for key in own}
+        for ours in _prefixes(words.values()):
+            bare = {key: word[len(ours) :] for key, word in words.items() if word.startswith(ours)}
             for theirs in prefixes:
                 names = {key: theirs + word for key, word in bare.items() if theirs + word in state}
                 if len(names) > len(best.names):
@@ -159,7 +159,8 @@ def _beside_name(match: Match, part: str, key: str) -> str:
     return f"{match.theirs.removesuffix('backbone.')}{part}.{key}"
 
 
-def _spoken(name: str, dialect: Dialect) -> str:
+def spoken(name: str, dialect: Dialect) -> str:
+    """Return what one of our parts or tensors is called in a dialect."""
     for pattern, replacement in dialect:
         name = re.sub(pattern, replacement, name)
     return name
