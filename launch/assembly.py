@@ -14,6 +14,7 @@ from launch.attempt import Attempt
 from launch.config import RunConfig
 from launch.ledger import Ledger
 from launch.record import RunRecorder, SilentRecorder, append_event
+from launch.trackers import Beside, Tracked
 from trainer import distributed
 from trainer.checkpoint import Checkpoint, CheckpointStore, no_fence, read
 from trainer.keeper import Keeper
@@ -99,7 +100,9 @@ def _recorder(
     """Return who records the run, on rank 0 only, and record with it that, and where, the run begins or goes on."""
     recorder: SilentRecorder = SilentRecorder()
     if distributed.rank() == 0:
-        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, config.launch.tensorboard)
+        tracked = Tracked(run, attempt.run_id, config.model_dump(mode="json", exclude={"ray", "launch"}), state.step)
+        trackers = Beside(config.launch.trackers, tracked)
+        recorder = RunRecorder(run, attempt.number, distributed.world_size(), state.step, trackers)
         if config.model.weights == "random" and newest is None:
             log.warning("starting from RANDOM weights; model.weights=PATH takes a .pth or .safetensors file")
         log.info("%s", network)

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, events.jsonl, status.json, TensorBoard, and a progress display.
+"""What a run writes while it trains: metrics.jsonl, events.jsonl, status.json, trackers, and a progress display.
 
 JSON lines are the truth; the rest is a view. Only rank 0 gets a `RunRecorder`, the others a `SilentRecorder`.
 """
@@ -18,6 +18,7 @@ from cluster.telemetry import gpu_readings
 from data_shards.errors import printable
 from data_shards.files import write_text
 from launch.status import write_status
+from launch.trackers import Tracker
 from trainer.headline import headline, key
 from trainer.state import RunState
 
@@ -78,27 +79,21 @@ def append_event(run: Path, event: str, **details: Any) -> None:
 class RunRecorder(SilentRecorder):
     """Writes to a run folder; `resume_step` is the step of the checkpoint that the run goes on from."""
 
-    def __init__(self, run: Path, attempt: int, world_size: int, resume_step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, attempt: int, world_size: int, resume_step: int, trackers: Tracker) -> None:
         self.run, self.attempt, self.world_size = run, attempt, world_size
         keep_lines_up_to(run / "metrics.jsonl", resume_step)
         self.metrics = (run / "metrics.jsonl").open("a", buffering=1)
         self.events = (run / "events.jsonl").open("a", buffering=1)
-        self.writer = self._tensorboard(resume_step) if tensorboard else None
+        self.trackers = trackers
         self.display = _Display()
-
-    def _tensorboard(self, resume_step: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.run), purge_step=resume_step + 1)
 
     def step(self, line: dict[str, Any]) -> None:
         """Write one line of a training step."""
         self.metrics.write(json.dumps(line) + "\n")
         self.display.advance(f"loss {line['loss']:.4f}  {line['images_per_s']:.0f} images/s")
-        if self.writer is not None and line["step"] % 10 == 0:
-            shown = {name: line[name] for name in ("loss", "lr", "images_per_s")}
-            for name, value in {**shown, **line.get("terms", {})}.items():
-                self.writer.add_scalar(f"train/{name}", value, line["step"])
+        if line["step"] % 10 == 0:
+            shown = {name: line[name] for name in ("loss", "lr", "images_per_s")} | line.get("terms", {})
+            self.trackers.scalars({f"train/{name}": value for name, value in shown.items()}, line["step"])
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Write one line of an epoch with its validation scores, and what the GPUs say, if there are any."""
@@ -110,9 +105,8 @@ class RunRecorder(SilentRecorder):
         told = headline(scores) if scores else {}
         text += "".join(f"  {'validation ' * (name == 'loss')}{name} {value:.3f}" for name, value in told.items())
         self.display.say(text)
-        if self.writer is not None:
-            for name, value in told.items():
-                self.writer.add_scalar(f"validation/{key(name)}", value, line["step"])
+        if told:
+            self.trackers.scalars({f"validation/{key(name)}": value for name, value in told.items()}, line["step"])
 
     def event(self, event: str, state: RunState, **details: Any) -> None:
         """Append one event."""
@@ -131,6 +125,7 @@ class RunRecorder(SilentRecorder):
 
     def status(self, status: str, state: RunState, **details: Any) -> None:
         """Replace status.json."""
+        self.trackers.state(status)
         write_status(
             self.run,
             state=status,
@@ -151,8 +146,7 @@ class RunRecorder(SilentRecorder):
         self.display.close()
         self.metrics.close()
         self.events.close()
-        if self.writer is not None:
-            self.writer.close()
+        self.trackers.close()
 
 
 class _Display:

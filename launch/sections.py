@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Pixels = Annotated[int, Field(gt=0, le=16_384)]
 Count = Annotated[int, Field(gt=0, le=1 << 20)]
@@ -282,4 +282,15 @@ class LaunchSection(Section):
     threads: Processes | None = Field(
         None, description="threads of a rank; the cores divided by the ranks when not given"
     )
-    tensorboard: bool = True
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        ("tensorboard",), description="who shows curves besides metrics.jsonl; none of them needs a network"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, tree: Any) -> Any:
+        """Read run folders from before there were others: tensorboard true or false."""
+        if isinstance(tree, dict) and "trackers" not in tree and isinstance(tree.get("tensorboard"), bool):
+            wanted = ["tensorboard"] if tree["tensorboard"] else []
+            tree = {**{name: value for name, value in tree.items() if name != "tensorboard"}, "trackers": wanted}
+        return tree

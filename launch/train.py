@@ -122,8 +122,9 @@ def _refusal(config: RunConfig, run: Path, options: TrainOptions, world_size: in
 def check(config: RunConfig, world_size: int, build_shards: bool) -> None:
     """Build every part once, so that what cannot work is said before anything is started."""
     from data_shards import order
-    from launch import build, engines, networks, objective, scoring
+    from launch import build, engines, networks, objective, scoring, trackers
 
+    trackers.check(config.launch.trackers)
     networks.check(config)
     scoring.protocols(config)
     objective.check_names(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.record import RunRecorder, SilentRecorder, keep_lines_up_to
 from launch.status import read_status
+from launch.trackers import Beside, Tracked
 from trainer.state import RunState
 from trainer.subspaces.partition import SubspacePartition
 from trainer.subspaces.saliency import TaylorSaliency
@@ -16,12 +17,16 @@ def state(step: int) -> RunState:
     return RunState(SubspacePartition((6, 2)), TaylorSaliency(8), epoch=1, step=step)
 
 
+def shown(run: Path, *trackers: str) -> Beside:
+    return Beside(trackers, Tracked(run, "id", {}))
+
+
 def step_line(step: int) -> dict:
     return {"epoch": 0, "step": step, "subspace": 1, "loss": 0.5, "lr": 0.1, "images_per_s": 9.0, "time": 1.0}
 
 
 def test_lines_events_and_status_have_the_documented_fields(tmp_path: Path) -> None:
-    recorder = RunRecorder(tmp_path, attempt=3, world_size=2, resume_step=0, tensorboard=False)
+    recorder = RunRecorder(tmp_path, attempt=3, world_size=2, resume_step=0, trackers=shown(tmp_path))
     recorder.phase("epoch 0", 5)
     recorder.step(step_line(1))
     recorder.epoch({"epoch": 0, "step": 1, "time": 1.0, "train": {"loss": 0.5}})
@@ -41,12 +46,12 @@ def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path: Path) -> No
     path = tmp_path / "metrics.jsonl"
     keep_lines_up_to(path, 3)  # nothing there yet is fine
     path.write_text("".join(json.dumps(step_line(step)) + "\n" for step in range(1, 6)) + '{"epoch": 0, "st')
-    RunRecorder(tmp_path, attempt=2, world_size=1, resume_step=3, tensorboard=False).close()
+    RunRecorder(tmp_path, attempt=2, world_size=1, resume_step=3, trackers=shown(tmp_path)).close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
-    recorder = RunRecorder(tmp_path, attempt=1, world_size=1, resume_step=0, tensorboard=True)
+    recorder = RunRecorder(tmp_path, attempt=1, world_size=1, resume_step=0, trackers=shown(tmp_path, "tensorboard"))
     recorder.step(step_line(10))
     recorder.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
