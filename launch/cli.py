@@ -24,6 +24,7 @@ from launch.cli_export import export
 from launch.cli_localise import localise
 from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
+from launch.cli_start import doctor, init
 from launch.cli_submit import Words, submit
 
 app = SubcommandApp()
@@ -168,11 +169,24 @@ def ray_job(run: Positional[Path], /) -> int:
     return drive(run)
 
 
+@app.command
+def completion(shell: Positional[Literal["bash", "zsh", "fish"]], /) -> int:
+    """Print the completion of a shell, for a file that it reads: see README.md.
+
+    Args:
+        shell: which one.
+    """
+    app.cli(args=["--tyro-print-completion", shell], prog="subspace")
+    return 0
+
+
 app.command(compare)
 app.command(segment)
 app.command(explain)
 app.command(localise)
 app.command(export)
+app.command(init)
+app.command(doctor)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")
