@@ -77,9 +77,13 @@ def canonical_json(content: Mapping[str, Any]) -> bytes:
 
 def to_json(manifest: Manifest) -> str:
     """Return the text of manifest.json, its own sha256 included."""
-    content = asdict(manifest)
-    content["sha256"] = hashlib.sha256(canonical_json(content)).hexdigest()
+    content = {**asdict(manifest), "sha256": manifest_hash(manifest)}
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def manifest_hash(manifest: Manifest) -> str:
+    """Return the sha256 that a manifest carries of itself; it stands for all bytes of the folder."""
+    return hashlib.sha256(canonical_json(asdict(manifest))).hexdigest()
 
 
 def from_json(text: str, where: str = MANIFEST_NAME) -> Manifest:

@@ -1,9 +1,7 @@
 """One shard file, memory-mapped: its columns as numpy arrays, its images as views into the mapping.
 
 Everything that indexes later (offsets, sizes, labels) is checked against its bounds once, on opening, and copied,
-because a shard may come from elsewhere and may be rewritten while it is mapped. Compressed buffers, which we never
-write, are refused before they are unpacked: 2 MB of zstd can be gigabytes of zeros. The file is closed once it is
-mapped, so that many shards need few descriptors.
+because a shard may come from elsewhere and may be rewritten while it is mapped.
 
 Legend: R rows of the shard; H, W, C height, width, channels of an image.
 """
@@ -11,20 +9,19 @@ Legend: R rows of the shard; H, W, C height, width, channels of an image.
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from data_shards.arrow_file import mapped, numbers, only_batch
 from data_shards.decode import MAX_PIXELS, UInt8Array
 from data_shards.errors import DataIntegrityError
 from data_shards.schema import FACTOR_PREFIX, shard_schema
 
-_MAGIC_BYTES = 8  # ARROW1 and padding, before the stream
+_KIND = "shard"
 
 
 class ShardFile:
@@ -33,18 +30,18 @@ class ShardFile:
     def __init__(self, path: Path, factors: tuple[str, ...]) -> None:
         """Map and check `path`; raises DataIntegrityError when it is not a shard of this schema."""
         self.path = path
-        mapping = _mapped(path)
+        mapping = mapped(path, _KIND)
         self._mapping = mapping
-        batch = _only_batch(path, mapping, factors)
+        batch = only_batch(path, mapping, shard_schema(factors), _KIND)
         self._num_rows = batch.num_rows
-        self.labels = _numbers(batch, "label")
-        self.sample_ids = _numbers(batch, "sample_id")
-        self.heights = _numbers(batch, "height")
-        self.widths = _numbers(batch, "width")
-        self.channels = _numbers(batch, "channels")
-        self.crcs = _numbers(batch, "crc32")
+        self.labels = numbers(batch, "label", _KIND)
+        self.sample_ids = numbers(batch, "sample_id", _KIND)
+        self.heights = numbers(batch, "height", _KIND)
+        self.widths = numbers(batch, "width", _KIND)
+        self.channels = numbers(batch, "channels", _KIND)
+        self.crcs = numbers(batch, "crc32", _KIND)
         self.groups = np.array(batch.column("group").to_pylist(), dtype=object)
-        self.factors = {name: _numbers(batch, FACTOR_PREFIX + name) for name in factors}
+        self.factors = {name: numbers(batch, FACTOR_PREFIX + name, _KIND) for name in factors}
         if not all(np.isfinite(values).all() for values in self.factors.values()):
             raise DataIntegrityError(f"{path} holds factors that are not finite numbers.")
         self.has_mask = np.asarray(batch.column("mask").is_valid())
@@ -95,60 +92,6 @@ class ShardFile:
         """Return all images of a raw shard with one size as (R, H, W, C), without a copy."""
         start, stop = int(self._offsets[0]), int(self._offsets[-1])
         return self._values[start:stop].reshape(len(self), *shape)
-
-
-def _mapped(path: Path) -> pa.Buffer:
-    try:
-        with pa.memory_map(str(path)) as file:
-            return file.read_buffer()
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _only_batch(path: Path, mapping: pa.Buffer, factors: tuple[str, ...]) -> pa.RecordBatch:
-    """Return the one record batch of a file, as views into its mapping, read as the stream that an Arrow file wraps."""
-    try:
-        messages = list(pa.ipc.MessageReader.open_stream(mapping.slice(_MAGIC_BYTES)))
-        if [message.type for message in messages] != ["schema", "record batch"]:
-            raise DataIntegrityError(f"{path} is not a readable shard: it does not hold one record batch.")
-        schema = pa.ipc.read_schema(messages[0])
-        if not schema.equals(shard_schema(factors)):
-            raise DataIntegrityError(f"{path} does not have the columns of a shard.")
-        if _is_compressed(bytes(messages[1].metadata)):
-            raise DataIntegrityError(f"{path} holds compressed buffers, which a shard never does.")
-        batch = pa.ipc.read_record_batch(messages[1], schema)
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, struct.error) as error:
-        raise _unreadable(path, error) from None
-    if batch.num_rows < 1:
-        raise DataIntegrityError(f"{path} holds no rows.")
-    return batch
-
-
-def _unreadable(path: Path, error: Exception) -> DataIntegrityError:
-    return DataIntegrityError(f"{path} is not a readable shard ({' '.join(str(error).split())[:200]}).")
-
-
-def _is_compressed(message: bytes) -> bool:
-    """Tell whether a record batch message has the field `compression` (Arrow's Message.fbs: Message.header is field 2,
-    RecordBatch.compression field 3)."""
-    header = _field(message, struct.unpack_from("<I", message)[0], 2)
-    return _field(message, header + struct.unpack_from("<I", message, header)[0], 3) > 0
-
-
-def _field(message: bytes, table: int, number: int) -> int:
-    """Return where field `number` of the flatbuffer table at `table` is, 0 when it is absent."""
-    places = table - struct.unpack_from("<i", message, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", message, places)[0]:
-        return 0
-    offset = int(struct.unpack_from("<H", message, places + 4 + 2 * number)[0])
-    return table + offset if offset else 0
-
-
-def _numbers(batch: pa.RecordBatch, column: str) -> npt.NDArray[Any]:
-    if batch.column(column).null_count:
-        raise DataIntegrityError(f"A shard has empty values in its column {column}.")
-    return np.array(batch.column(column))
 
 
 def _binary_views(column: pa.Array) -> tuple[npt.NDArray[np.int32], UInt8Array]:

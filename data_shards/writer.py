@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_shards.arrow_file import write_batch
 from data_shards.files import sha256_of
 from data_shards.manifest import ShardEntry
 from data_shards.schema import FACTOR_PREFIX, shard_schema
@@ -41,11 +42,7 @@ def write_shard(path: Path, split: str, rows: Sequence[Row], factors: Sequence[s
     schema = shard_schema(factors)
     arrays = [pa.array([_value(row, column.name) for row in rows], type=column.type) for column in schema]
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_batch(temporary, pa.RecordBatch.from_arrays(arrays, schema=schema))
     entry = ShardEntry(path.name, split, len(rows), temporary.stat().st_size, sha256_of(temporary))
     os.replace(temporary, path)
     return entry

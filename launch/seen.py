@@ -6,20 +6,21 @@ first pixel covers 0 to 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_shards.augment import AugmentConfig, Pixels, centre_box
-from data_shards.decode import Unreadable, load_image, read_bytes
+from data_shards.decode import UInt8Array, Unreadable, read_bytes
 from data_shards.errors import UserError
 from data_shards.evaluation import image_view
 from data_shards.fitting import Box, fitted_box
 from data_shards.manifest import Manifest
 from data_shards.preprocessing import Preprocessing
 from data_shards.reader import ShardFolder, SplitReader, open_shards
-from data_shards.sandbox import Reply, Sandbox
+from data_shards.uploads import Decoder
 from launch.config import RunConfig
 
 
@@ -90,22 +91,36 @@ def of_row(reader: SplitReader, row: int, transform: AugmentConfig) -> Seen:
 def _of_file(path: Path, folder: ShardFolder, transform: AugmentConfig) -> Seen:
     """Decode an image file in a process of its own, and bring it to the size that the shards have."""
     steps = preprocessing(folder.manifest, transform)
+    with Decoder(steps.channels) as decoder:
+        return of_image(decoded(decoder, [path])[0], path.name, steps)
 
-    def decoded(_: int) -> Reply:
-        image = load_image(read_bytes(path), steps.channels)
-        return {"shape": image.shape}, image.tobytes()
 
-    with Sandbox(decoded) as sandbox:
-        (answer,) = sandbox.run([0])
-    if isinstance(answer, Unreadable):
-        raise UserError(f"{path}: {answer}")
-    image = np.frombuffer(answer[1], dtype=np.uint8).reshape(answer[0]["shape"])
+def decoded(decoder: Decoder, paths: Sequence[Path]) -> list[UInt8Array]:
+    """Return the images of files.
+
+    Raises:
+        UserError: one cannot be read or decoded.
+    """
+    found = []
+    for path in paths:
+        try:
+            (image,) = decoder.decode([read_bytes(path)])
+        except Unreadable as reason:
+            image = reason
+        if isinstance(image, Unreadable):
+            raise UserError(f"{path}: {image}")
+        found.append(image)
+    return found
+
+
+def of_image(image: UInt8Array, name: str, steps: Preprocessing) -> Seen:
+    """Return a decoded (H, W, C) image as it would be seen, had it been in the shards."""
     height, width = image.shape[:2]
     outer: Box = (0.0, 0.0, float(width), float(height))
     if steps.size is not None:
         image, outer = steps.stored(image), fitted_box(width, height, steps.size, steps.fit)
-    inner = centre_box(transform, *image.shape[:2])
-    return Seen(image_view(image, transform), path.name, _inside(outer, inner, image.shape[1], image.shape[0]))
+    inner = centre_box(steps.view, *image.shape[:2])
+    return Seen(image_view(image, steps.view), name, _inside(outer, inner, image.shape[1], image.shape[0]))
 
 
 def _inside(outer: Box, inner: Box, width: int, height: int) -> Box:

@@ -288,11 +288,21 @@ def read(folder: Path) -> Checkpoint:
 
 def content_hash(checkpoint: Checkpoint) -> str:
     """Return one sha256 over weights, moments, partition, assignment, order position and controller snapshot."""
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.tensors):
-        value = checkpoint.tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = _digest(checkpoint.tensors)
     state = {key: value for key, value in checkpoint.state.items() if key not in ("attempt", "time", "fingerprint")}
     digest.update(json.dumps(state, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return one sha256 over names, types, shapes and values."""
+    return _digest(tensors).hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest

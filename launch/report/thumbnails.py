@@ -63,13 +63,18 @@ class Thumbnails:
 
 
 def encoded(picture: Image.Image) -> str:
-    """Return a data: address: tiny pictures without loss, others as JPEG, a tenth of the size."""
+    """Return a data: address."""
+    return theme.data_uri(*compressed(picture))
+
+
+def compressed(picture: Image.Image) -> tuple[bytes, str]:
+    """Return bytes and their kind: tiny pictures as "png", without loss, others as "jpeg", a tenth of the size."""
     stream = io.BytesIO()
     if min(picture.size) <= _TINY:
         picture.save(stream, format="PNG", optimize=True)
-        return theme.data_uri(stream.getvalue(), "png")
+        return stream.getvalue(), "png"
     picture.save(stream, format="JPEG", quality=88)
-    return theme.data_uri(stream.getvalue(), "jpeg")
+    return stream.getvalue(), "jpeg"
 
 
 def overlay(picture: Image.Image, attention: np.ndarray) -> Image.Image:
@@ -92,13 +97,18 @@ def open_thumbnails(run: Run, split: str) -> tuple[Thumbnails | None, str]:
     """
     data = run.config.get("data") or {}
     folder = data.get("shards")
-    found = next((f for f in _candidates(run.path, folder) if (f / "manifest.json").exists()), None) if folder else None
+    found = shards_near(run.path, folder) if folder else None
     if found is None:
         return None, f"Pictures are left out: the shard folder {folder or '(not named in config.yaml)'} is not here."
     try:
         return Thumbnails(open_shards(found, verify=False).split(split), view_fraction(run, found)), ""
     except UserError as error:
         return None, f"Pictures are left out: {error}"
+
+
+def shards_near(run: Path, folder: str) -> Path | None:
+    """Return where the shards that a run names are, None when they are not here."""
+    return next((found for found in _candidates(run, folder) if (found / "manifest.json").exists()), None)
 
 
 def _candidates(run: Path, folder: str) -> list[Path]:
