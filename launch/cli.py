@@ -22,7 +22,7 @@ from data_shards.errors import UserError
 from launch.cli_compare import compare
 from launch.cli_export import export
 from launch.cli_localise import localise
-from launch.cli_retrieval import index, search
+from launch.cli_retrieval import index, search, serve
 from launch.cli_segment import explain, segment
 from launch.cli_shards import shards
 from launch.cli_start import doctor, init
@@ -190,6 +190,7 @@ app.command(init)
 app.command(doctor)
 app.command(index)
 app.command(search)
+app.command(serve)
 app.command(shards, name="shards", help="Build, verify and look into shard folders.")
 app.command(checkpoint, name="checkpoint", help="Look into checkpoints.")
 app.command(submit, name="submit", help="Hand a run to Slurm or to a Ray cluster.")

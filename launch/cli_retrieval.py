@@ -91,6 +91,50 @@ def search(
     return 0
 
 
+def serve(
+    run: Positional[Path],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    queued: int = 64,
+    token_env: str | None = None,
+    max_upload_mib: int = 32,
+    index: Path | None = None,
+) -> int:
+    """Serve searches over HTTP, with a page on it, until stopped.
+
+    Args:
+        run: the run folder.
+        host: where to listen; other than loopback needs a token.
+        port: 0 takes a free one; the first line of the output says which.
+        replicas: processes that search, each with the network and the index.
+        queued: requests that may wait for them; more are answered with 503.
+        token_env: the environment variable that holds the token which requests must bring.
+        max_upload_mib: larger images are refused.
+        index: the index folder; RUN/index when not given.
+    """
+    for name, value, most in (
+        ("replicas", replicas, 256),
+        ("queued", queued, 10_000),
+        ("max-upload-mib", max_upload_mib, 512),
+    ):
+        if not 1 <= value <= most:
+            raise UserError(f"--{name} must be 1 to {most}, got {value}")
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port must be 0 to 65535, got {port}")
+    from launch.retrieval import serving
+    from launch.trained import config_of
+
+    address = serving.Address(host, port, serving.token_of(token_env))
+    config = config_of(run)  # pins what torch reads when it is imported
+    serving.check_address(address)
+    serving.check_installed()
+    serving.serve(run, config, index or run / "index", address, serving.Pool(replicas, queued), max_upload_mib << 20)
+    return 0
+
+
 def _print_answers(found: list[tuple[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape

@@ -58,7 +58,7 @@ class Gallery:
 
 def render(template: str, styles: tuple[str, ...], **values: Any) -> str:
     """Return the page of `template` (PACKAGE/NAME.html.j2) with the style sheets (PACKAGE/NAME.css) inside."""
-    packages = {name: PackageLoader("launch", name) for name in ("report", "compare")}
+    packages = {name: PackageLoader("launch", name) for name in ("report", "compare", "retrieval")}
     pages = Environment(
         loader=PrefixLoader(packages), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,0 +1,147 @@
+"""What the service costs: searches per second and latencies with 1 and 2 replicas, against a bare FastAPI loop.
+
+    python benchmarks/serve.py RUN [requests=200] [clients=8] [rounds=3]
+
+RUN needs an index (`subspace index RUN`). The bare loop is one process of FastAPI around the same network: it decodes,
+embeds one image at a time and returns the vector; no index, no batches, no queue, no Ray. All three serve at once and
+take turns, and every number is divided by the bare loop's of the same round; printed are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import http.client
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from launch.report.likeness import as_picture
+from launch.seen import shards_of
+from launch.trained import alone, config_of, load
+
+BARE = "bare"
+
+
+def bare(run: Path) -> None:
+    """Serve vectors by the shortest program that could."""
+    import socket
+
+    import numpy as np
+    import torch
+    import uvicorn
+    from fastapi import FastAPI, Request
+
+    from data_shards.augment_batch import normalise
+    from data_shards.decode import load_image
+    from launch import build
+    from launch.seen import Geometry, of_image
+
+    config = config_of(run)
+    transform, geometry = build.transform(config), Geometry.of(shards_of(config))
+    with alone(config):
+        trained = load(run, config)
+    torch.set_num_threads(os.cpu_count() or 1)
+    app = FastAPI()
+
+    @app.post("/search")
+    async def search(request: Request) -> list[float]:
+        seen = of_image(load_image(await request.body(), geometry.channels), "", geometry, transform)
+        pixels = np.ascontiguousarray(seen.pixels.transpose(2, 0, 1)[None])
+        with torch.no_grad():
+            vectors = trained.network(normalise(torch.from_numpy(pixels), transform)).vectors
+        return trained.partition.normalize(vectors)[0].tolist()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")).run(sockets=[listener])
+
+
+@contextmanager
+def started(*words: str) -> Iterator[str]:
+    """Start a service and give its address."""
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(words)} did not start")
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def one(address: str, body: bytes) -> float:
+    """Ask once; return seconds."""
+    began = time.perf_counter()
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.request("POST", "/search?pictures=false", body, {"Content-Type": "image/png"})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    if response.status != 200:
+        raise SystemExit(f"{address} answers with status {response.status}")
+    return time.perf_counter() - began
+
+
+def load_of(address: str, bodies: list[bytes], clients: int) -> dict[str, float]:
+    """Send all bodies from so many clients; return searches per second and latencies."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as crowd:
+        latencies = sorted(crowd.map(lambda body: one(address, body), bodies))
+    seconds = time.perf_counter() - began
+    return {
+        "throughput": len(bodies) / seconds,
+        "p50": latencies[len(latencies) // 2],
+        "p99": latencies[int(len(latencies) * 0.99)],
+    }
+
+
+def images(run: Path, number: int) -> list[bytes]:
+    """Return PNG files of validation images, again from the first when there are too few."""
+    reader = shards_of(config_of(run)).split("validation")
+    bodies = []
+    for row in range(min(number, len(reader))):
+        stream = io.BytesIO()
+        image: Image.Image = as_picture(reader.image(row))
+        image.save(stream, format="PNG")
+        bodies.append(stream.getvalue())
+    return [bodies[i % len(bodies)] for i in range(number)]
+
+
+def main(run: Path, requests: int = 200, clients: int = 8, rounds: int = 3) -> None:
+    bodies = images(run, requests)
+    with ExitStack() as ends:
+        addresses = {BARE: ends.enter_context(started(__file__, BARE, str(run)))}
+        for replicas in (1, 2):
+            words = ("-m", "launch", "serve", str(run), "--port", "0", "--replicas", str(replicas))
+            addresses[f"{replicas} replicas"] = ends.enter_context(started(*words))
+        for address in addresses.values():
+            load_of(address, bodies[:clients], clients)  # warm
+        found = [{name: load_of(at, bodies, clients) for name, at in addresses.items()} for _ in range(rounds)]
+    for name in addresses:
+        ratios = {
+            what: round(statistics.median(turn[name][what] / turn[BARE][what] for turn in found), 3)
+            for what in ("throughput", "p50", "p99")
+        }
+        print(json.dumps({"service": name, "clients": clients, "requests": requests, "of the bare loop": ratios}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == BARE:
+        bare(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
