@@ -8,6 +8,7 @@ replicas work on and the queue holds are refused at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ def replicas(run: Path, folder: Path, pool: Pool) -> Iterator[Asking]:
     )
     threads = max(1, (os.cpu_count() or 1) // pool.replicas)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config=quiet)
     try:
         bound = deployment.bind(str(run.resolve()), str(folder.resolve()), threads)
