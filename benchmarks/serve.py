@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from fastapi import FastAPI, Request
 from PIL import Image
 
 from launch.report.likeness import as_picture
@@ -42,7 +43,6 @@ def bare(run: Path) -> None:
     import numpy as np
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
 
     from data_shards.augment_batch import normalise
     from data_shards.decode import load_image
@@ -59,7 +59,7 @@ def bare(run: Path) -> None:
     @app.post("/search")
     async def search(request: Request) -> list[float]:
         seen = of_image(load_image(await request.body(), geometry.channels), "", geometry, transform)
-        pixels = np.ascontiguousarray(seen.pixels.transpose(2, 0, 1)[None])
+        pixels = np.array(seen.pixels.transpose(2, 0, 1)[None])
         with torch.no_grad():
             vectors = trained.network(normalise(torch.from_numpy(pixels), transform)).vectors
         return trained.partition.normalize(vectors)[0].tolist()

@@ -100,6 +100,7 @@ def serve(run: Path, config: RunConfig, folder: Path, address: Address, pool: Po
 def _run(app: Any, listener: socket.socket) -> None:
     import uvicorn
 
+    listener.listen()  # before the address is told: who connects now waits for the loop
     host, port = listener.getsockname()[:2]
     print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     config = uvicorn.Config(
