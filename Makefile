@@ -16,7 +16,7 @@ venv: .venv/.installed
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Subspace needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dicom,wsi,deepspeed,onnx,serve,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dicom,wsi,deepspeed,onnx,serve,mlflow,wandb,dev]'
 	touch $@
 
 demo: venv

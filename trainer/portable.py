@@ -88,7 +88,9 @@ def write_onnx(path: Path, found: Any, facts: Mapping[str, Any]) -> None:
             found, input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
         )
     assert made is not None
-    made.rename_axes({made.model.graph.inputs[0].shape[0]: "batch"})  # torch calls it s34, say
+    shape = made.model.graph.inputs[0].shape
+    assert shape is not None
+    made.rename_axes({str(shape[0]): "batch"})  # torch calls it s34, say
     made.model.metadata_props.update(_metadata(facts))
     with replaced(path) as temporary:
         made.save(temporary, external_data=False)
