@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from data_shards.errors import UserError
+from launch.cli_bench import bench
 from launch.cli_compare import compare
 from launch.cli_export import export
 from launch.cli_localise import localise
@@ -182,6 +183,7 @@ def completion(shell: Positional[Literal["bash", "zsh", "fish"]], /) -> int:
 
 
 app.command(compare)
+app.command(bench)
 app.command(segment)
 app.command(explain)
 app.command(localise)
