@@ -68,11 +68,11 @@ def batch_rule(config: RunConfig) -> BatchRule:
 
 
 def build_missing_shards(config: RunConfig) -> None:
-    """Build `data.shards` from `data.build` when they do not exist yet."""
-    path = Path(config.data.shards)
-    if config.data.build is not None and not path.exists():
-        log.info("building %s from %s", path, config.data.build)
-        build_shards(config.data.build, path, size=config.data.image_size, options=config.data.build_options)
+    """Build `data.shards` from `data.build` when they do not exist yet, at the size that windows are cut from."""
+    data, path = config.data, Path(config.data.shards)
+    if data.build is not None and not path.exists():
+        log.info("building %s from %s", path, data.build)
+        build_shards(data.build, path, size=data.resize or data.image_size, options=data.build_options)
 
 
 def open_splits(

@@ -1,4 +1,4 @@
-"""Opening the data of a run: the part that data.fraction names, alike on every rank."""
+"""Opening the data of a run: the part that data.fraction names, alike on every rank; shards that are built for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import UserError
-from launch.build import open_splits
+from data_shards.reader import open_shards
+from launch.build import build_missing_shards, open_splits
 from launch.config import checked
 from tests.ranks import run_on_ranks
 
@@ -32,3 +33,9 @@ def test_ranks_open_the_same_part_of_the_training_split_only(digits: Path) -> No
 def test_no_other_fractions(fraction: float) -> None:
     with pytest.raises(UserError, match=r"data\.fraction"):
         sizes_and_ids("x", fraction)
+
+
+def test_missing_shards_are_built_at_the_size_that_windows_are_cut_from(tmp_path: Path) -> None:
+    data = {"shards": str(tmp_path / "eyes"), "build": "vessels", "build_options": {"num_samples": 10, "pixels": 64}}
+    build_missing_shards(checked({"data": {**data, "image_size": 32, "resize": 64}}, "it"))
+    assert open_shards(tmp_path / "eyes").manifest.image_size == 64
