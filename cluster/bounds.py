@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import Features, Ids, Labels, Rows
+from cluster.screen import Features, Ids, Labels, Rows, compiled
 
 _ROUNDING = 1e-6  # of a sum of a few float32 products, six times over
 
@@ -62,18 +62,28 @@ class Bounds:
 
     def due(self, labels: Labels) -> Ids:
         """Return the rows, in order, whose (n,) labels may be out of date."""
-        return np.flatnonzero(self._room <= self._spent(self._norms, labels, 1 + _ROUNDING))
+        kernels = compiled()
+        if kernels is None:
+            return np.flatnonzero(self._room <= self._spent(self._norms, labels, 1 + _ROUNDING))
+        rows = np.empty(len(labels), dtype=np.int64)
+        num = kernels.due(self._room, self._norms, labels, *self._tables(1 + _ROUNDING), rows)
+        return rows[:num]
 
     def store(self, rows: Rows, labels: Labels, gaps: Features) -> None:
         """Take the (m,) labels and gaps that were just found for some rows."""
         self._room[rows] = gaps + self._spent(self._norms[rows], labels, 1 - _ROUNDING)
 
     def _spent(self, norms: Features, labels: Labels, factor: float) -> Features:
-        slope, shift = self._slope * factor, self._shift + (factor - 1.0) * np.abs(self._shift)
-        out: Features = slope.astype(np.float32)[labels]
+        slope, shift = self._tables(factor)
+        out = slope[labels]
         out *= norms
-        out += shift.astype(np.float32)[labels]
+        out += shift[labels]
         return out
+
+    def _tables(self, factor: float) -> tuple[Features, Features]:
+        """Return (K,) slopes and shifts, a little larger or smaller."""
+        shift = self._shift + (factor - 1.0) * np.abs(self._shift)
+        return (self._slope * factor).astype(np.float32), shift.astype(np.float32)
 
 
 def _largest_other(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -21,7 +21,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import UNIT, Backend, Features, Ids, Labels, Loaded, Rows, Screen, row_norms, shifted_scores
+from cluster.screen import (
+    UNIT,
+    Backend,
+    Features,
+    Ids,
+    Labels,
+    Loaded,
+    Rows,
+    Screen,
+    compiled,
+    row_norms,
+    shifted_scores,
+)
 from cluster.sums import CHUNK, add_chunk
 from data_shards.errors import UserError
 
@@ -73,20 +85,32 @@ def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float
 def _decide(features: Features, centroids: Features, at: Ids, columns: Ids) -> tuple[Ids, Labels]:
     """Return the rows among candidate pairs (at, columns), which come in order of rows, and their nearest centroid."""
     at, columns = _far_left_out(features, centroids, at, columns)
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    sizes = np.diff(starts, append=at.size)
+    rows, labels = at[starts], columns[starts].astype(np.int32)
+    if starts.size == at.size:
+        return rows, labels
+    open_ = np.repeat(sizes > 1, sizes)  # rows that float32 leaves more than one candidate
+    at, columns = at[open_], columns[open_]
     distances = np.empty(at.size)
     step = max(1, _EXACT_BLOCK // features.shape[1])
     for start in range(0, at.size, step):
         part = slice(start, start + step)
         distances[part] = exact_distances(features[at[part]], centroids[columns[part]])
     order = np.lexsort((columns, distances, at))
-    rows = at[order]
-    first = np.ones(order.size, dtype=bool)
-    first[1:] = rows[1:] != rows[:-1]
-    return rows[first], columns[order[first]].astype(np.int32)
+    first = np.diff(at[order], prepend=-1) != 0
+    labels[sizes > 1] = columns[order[first]]
+    return rows, labels
 
 
 def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids) -> tuple[Ids, Ids]:
-    """Drop the pairs that float32 distances already rule out: a third of the time of float64 for most of them."""
+    """Drop the pairs that float32 distances already rule out: most of them, in a third of the time of float64."""
+    slack = np.float32(4 * (features.shape[1] + 8) * UNIT)
+    kernels = compiled()
+    if kernels is not None:
+        keep = np.empty(at.size, dtype=np.bool_)
+        kernels.near_pairs(features, centroids, at, columns, slack, keep)
+        return at[keep], columns[keep]
     squares = np.empty(at.size, dtype=np.float32)
     step = max(1, _EXACT_BLOCK // features.shape[1])
     for start in range(0, at.size, step):
@@ -96,7 +120,7 @@ def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids
         np.einsum("ij,ij->i", difference, difference, out=squares[part])
     starts = np.flatnonzero(np.diff(at, prepend=-1))
     least = np.repeat(np.minimum.reduceat(squares, starts), np.diff(starts, append=at.size))
-    keep = squares <= least * np.float32(1 + 4 * (features.shape[1] + 8) * UNIT) + np.float32(features.shape[1] * 1e-37)
+    keep = squares <= least * (1 + slack) + slack * np.float32(1e-30)
     return at[keep], columns[keep]
 
 
@@ -253,7 +277,7 @@ def make_backend(name: BackendName, num_threads: int = 1) -> Backend:
     if name == "torch":
         from cluster.torch_index import TorchBackend
 
-        return TorchBackend()
+        return TorchBackend(kernels=compiled())
     if importlib.util.find_spec("faiss") is None:
         raise UserError(
             "k-means backend 'faiss' needs the faiss-cpu or faiss-gpu package; install the extra [cpu] or [gpu]."

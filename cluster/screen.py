@@ -5,6 +5,8 @@ Legend: n rows of a block, m rows that are asked about, F feature width, K centr
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -58,6 +60,16 @@ class Backend(Protocol):
     ) -> None:
         """Add rows, as whole numbers of 2**-shift, to the sums of their new labels; take them from the old ones."""
         ...
+
+
+@cache
+def compiled() -> Any:
+    """Return `cluster.kernels`, None where numba is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from cluster import kernels
+
+    return kernels
 
 
 def row_norms(features: Features) -> Features:

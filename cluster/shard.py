@@ -262,7 +262,7 @@ class KMeansShard:
     def inertia(self, version: int, centroids: Features, scale: Scale, max_norm: float, shift: int) -> int:
         """Return the sum of squared distances to the centroids as an integer, to be multiplied by 2**-shift.
 
-        Differences of float32 lose nothing that matters: a squared distance is right to 1e-5 at worst, their sum to 1e-7.
+        Differences of float32 lose nothing that matters: a squared distance is right to 1e-5 at worst, the sum to 1e-7.
         """
         self.assign(version, centroids, scale, max_norm)
         exponent = math.frexp(max_norm)[1]

@@ -1,10 +1,10 @@
 """The screen by torch, on a CPU or a CUDA device: a matrix product in bfloat16, the two smallest scores, exact sums.
 
-For few centroids k-means is bound by memory. A bfloat16 copy of the rows is read instead of the rows themselves: half the
-bytes, and processors have instructions for it (AVX-512 BF16, AMX) that multiply 2 to 10 times faster than float32. What
-bfloat16 rounds away is measured once per block and is part of the bound, so no label depends on it; the rows are
-centred first, because rounding is relative to their length. Scores are transposed, centroid by centroid: minima over K are
-then a few operations on long vectors. The centroid's number is kept in the lowest bits of its score, which makes
+For few centroids k-means is bound by memory. A bfloat16 copy of the rows is read instead of the rows themselves: half
+the bytes, and processors have instructions for it (AVX-512 BF16, AMX) that multiply 2 to 10 times faster than float32.
+What bfloat16 rounds away is measured once per block and is part of the bound, so no label depends on it; the rows are
+centred first, because rounding is relative to their length. Scores are transposed, centroid by centroid: minima over K
+are then a few operations on long vectors. The centroid's number is kept in the lowest bits of its score, which makes
 the minimum its own argmin. All that stays on the device; (K, F) centroids go up, labels and sums come back.
 
 Legend: n rows of a block, m rows asked about, F feature width, K centroids, P the power of two from K on.
@@ -50,12 +50,14 @@ class TorchBackend:
     """Labels, gaps and sums on the first CUDA device, or on the CPU without one.
 
     `dtype` of the screen: bfloat16 where the hardware multiplies it, else float32, which needs no copy of the rows.
+    `kernels` is `cluster.kernels`, where numba is installed: it does on a CPU what follows the product.
     """
 
-    def __init__(self, device: str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, device: str | None = None, dtype: torch.dtype | None = None, kernels: Any = None) -> None:
         self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         is_fast = self._device.type == "cuda" or bfloat16_is_fast()
         self._dtype = dtype or (torch.bfloat16 if is_fast else torch.float32)
+        self._kernels = kernels if self._device.type == "cpu" else None
         self.chunk = CHUNK
         if self._device.type == "cuda":
             # TF32 keeps 10 bits of mantissa: far outside the rounding bound that the screen relies on.
@@ -88,6 +90,7 @@ class TorchBackend:
     def prepare(self, centroids: Features, max_norm: float) -> None:
         """Put the scores' weights for (K, F) centroids on the device."""
         wide = centroids.astype(np.float64)
+        self._seen: Loaded | None = None  # the block that offsets and terms were last made for
         self._mean = wide.mean(axis=0)
         self._exact = wide - self._mean
         weights = torch.from_numpy(-2.0 * self._exact).to(self._dtype)
@@ -102,44 +105,61 @@ class TorchBackend:
         self._farthest = float(np.linalg.norm(wide, axis=1).max())
         self._tiny = (centroids.shape[1] + 8) * 1e-37 * (1.0 + self._spread + max_norm)
         self.chunk = 1 << 16 if self._device.type == "cuda" else max(512, min(1 << 13, _SCORES >> self._bits))
-        self._buffer = torch.full((1 << self._bits, self.chunk), _FAR, device=self._device)
+        if self._kernels is None:
+            self._buffer = torch.full((1 << self._bits, self.chunk), _FAR, device=self._device)
+        else:
+            self._pairs = np.empty((2, self.chunk * len(centroids)), dtype=np.int64)
 
     def screen(self, loaded: Loaded, rows: Rows) -> Screen:
         """Return labels, gaps and undecided pairs of some rows."""
         content: _Content = loaded.content
         at = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self._device)
-        offsets, largest = self._offsets(loaded)
-        scores = self._scores(content.centred[at], offsets)
+        if loaded is not self._seen:
+            self._seen, (self._offsets, largest) = loaded, self._offsets_of(loaded)
+            self._terms = self._tolerance_terms(loaded, largest)
+        offsets, terms = self._offsets, self._terms
+        products = torch.mm(content.centred[at], self._weights.T)
+        if self._kernels is not None:
+            return self._picked(products, offsets, content.norms[at], terms)
+        scores = self._scores(products, offsets)
         best, second = two_smallest(scores)
         mask = (1 << self._bits) - 1
         labels = best.view(torch.int32) & mask
-        tolerance = self._tolerance(loaded, content.norms[at], best, largest)
-        gaps = second.sub_(best).mul_(1.0 - 2.0 * self._last).sub_(tolerance)
+        norms, (square, linear, last, constant) = content.norms[at], terms
+        tolerance = (norms * square).add_(linear).mul_(norms).add_(best.abs(), alpha=2.0 * last).add_(constant)
+        gaps = second.sub_(best).mul_(1.0 - 2.0 * last).sub_(tolerance)
         undecided = torch.nonzero(gaps <= 0).flatten()
-        limit = best[undecided] + tolerance[undecided] * (1.0 + 4.0 * self._last)
+        limit = best[undecided] + tolerance[undecided] * (1.0 + 4.0 * last)
         near = scores[: len(offsets), undecided] <= limit
         pairs = torch.nonzero(near.T)
         return Screen(_array(labels), _array(gaps), _array(undecided[pairs[:, 0]]), _array(pairs[:, 1]))
 
-    def _offsets(self, loaded: Loaded) -> tuple[Tensor, float]:
+    def _offsets_of(self, loaded: Loaded) -> tuple[Tensor, float]:
         """Return (K,) offsets of the scores of rows centred at the block's reference, and their largest magnitude."""
         offsets = np.einsum("ij,ij->i", self._exact, self._exact)
         offsets += 2.0 * (self._exact @ (self._mean - loaded.reference))
         return torch.from_numpy(offsets.astype(np.float32)).to(self._device), float(np.max(np.abs(offsets)))
 
-    def _scores(self, rows: Tensor, offsets: Tensor) -> Tensor:
+    def _picked(self, products: Tensor, offsets: Tensor, norms: Tensor, terms: tuple[float, ...]) -> Screen:
+        """Return what follows from (m, K) products in one compiled pass."""
+        labels, gaps = np.empty(len(products), dtype=np.int32), np.empty(len(products), dtype=np.float32)
+        at, columns = self._pairs
+        scores = products.float().numpy()
+        num = self._kernels.pick(scores, offsets.numpy(), norms.numpy(), terms, labels, gaps, at, columns)
+        return Screen(labels, gaps, at[:num].copy(), columns[:num].copy())
+
+    def _scores(self, products: Tensor, offsets: Tensor) -> Tensor:
         """Return (P, m) scores that carry their centroid's number in their lowest bits."""
         num = len(offsets)
-        scores = self._buffer[:, : len(rows)]
-        products = torch.mm(rows, self._weights.T).T.contiguous()
-        torch.add(products, offsets[:, None], out=scores[:num])
+        scores = self._buffer[:, : len(products)]
+        torch.add(products.T.contiguous(), offsets[:, None], out=scores[:num])
         patterns = scores[:num].view(torch.int32)
         patterns &= -1 << self._bits
         patterns |= self._numbers
         return scores
 
-    def _tolerance(self, loaded: Loaded, norms: Tensor, best: Tensor, largest: float) -> Tensor:
-        """Return (m,): scores closer than this may be in either order.
+    def _tolerance_terms(self, loaded: Loaded, largest: float) -> tuple[float, float, float, float]:
+        """Return how far two scores must be apart to be in order: per squared norm, norm and score, and a constant.
 
         Rows and weights were rounded (their lost parts are known) and products are added up in float32 (twice its unit,
         since hardware may truncate): relative to the norm. The sum is rounded to the screen's precision and gives its
@@ -149,15 +169,15 @@ class TorchBackend:
         share = lost * self._spread + (1.0 + lost) * (self._lost + 2.0 * width * UNIT * self._spread)
         exact = width * 2.0**-49
         distance = self._farthest + float(np.linalg.norm(loaded.reference))
-        out = norms * exact
-        out += 2.0 * share
-        out *= norms
-        out += best.abs().mul_(2.0 * self._last)
-        out += 2.0 * self._last * largest + exact * distance**2 + self._tiny
-        return out
+        constant = 2.0 * self._last * largest + exact * distance**2 + self._tiny
+        return exact, 2.0 * share, self._last, constant
 
     def add_rows(self, sums: Sums, loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int) -> None:
         """Add rows to `sums` (K, F), exactly; see `cluster.sums`."""
+        if self._kernels is not None:
+            taken = np.empty(0, dtype=np.int32) if old is None else old
+            self._kernels.add_rows(sums, loaded.content.rows.numpy(), rows, taken, new, 2.0**shift)
+            return
         for start in range(0, len(rows), MOST_TERMS):
             part = torch.zeros(sums.shape, dtype=torch.float64, device=self._device)
             for first in range(start, min(start + MOST_TERMS, len(rows)), CHUNK):
