@@ -12,12 +12,12 @@ Legend: n rows of a block, m of them, F feature width, K centroids.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import Features, Ids, Labels, Rows, compiled
+from cluster.screen import Features, Ids, Labels, Rows
 
 _ROUNDING = 1e-6  # of a sum of a few float32 products, six times over
 
@@ -45,10 +45,12 @@ class Drift(NamedTuple):
 
 
 class Bounds:
-    """The bounds of one block of rows; nothing is known before the first `store`."""
+    """The bounds of one block of rows; nothing is known before the first `store`. `kernels`: `cluster.kernels`."""
 
-    def __init__(self, norms: Features, reference: npt.NDArray[np.float64], num_centroids: int) -> None:
-        self._norms, self._reference = norms, reference
+    def __init__(
+        self, norms: Features, reference: npt.NDArray[np.float64], num_centroids: int, kernels: Any = None
+    ) -> None:
+        self._norms, self._reference, self._kernels = norms, reference, kernels
         self._distance = float(np.linalg.norm(reference))
         self._room = np.full(len(norms), -np.inf, dtype=np.float32)
         self._slope, self._shift = np.zeros(num_centroids), np.zeros(num_centroids)
@@ -62,11 +64,10 @@ class Bounds:
 
     def due(self, labels: Labels) -> Ids:
         """Return the rows, in order, whose (n,) labels may be out of date."""
-        kernels = compiled()
-        if kernels is None:
+        if self._kernels is None:
             return np.flatnonzero(self._room <= self._spent(self._norms, labels, 1 + _ROUNDING))
         rows = np.empty(len(labels), dtype=np.int64)
-        num = kernels.due(self._room, self._norms, labels, *self._tables(1 + _ROUNDING), rows)
+        num = self._kernels.due(self._room, self._norms, labels, *self._tables(1 + _ROUNDING), rows)
         return rows[:num]
 
     def store(self, rows: Rows, labels: Labels, gaps: Features) -> None:

@@ -41,7 +41,6 @@ BackendName = Literal["auto", "numpy", "faiss", "faiss-gpu", "torch"]
 
 MAX_MAGNITUDE = 1e15  # squares and sums of 1e15 still fit float32; 1e20 makes faiss abort the process
 _EXACT_BLOCK = 1 << 16  # numbers per block of the exact pass, which stays in cache
-TORCH_PAYS_FROM = 1 << 20  # numbers of a block; below, a clustering is over before torch is imported (1.2 s)
 
 
 def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> Features:
@@ -82,9 +81,9 @@ def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float
     return out
 
 
-def _decide(features: Features, centroids: Features, at: Ids, columns: Ids) -> tuple[Ids, Labels]:
+def _decide(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Labels]:
     """Return the rows among candidate pairs (at, columns), which come in order of rows, and their nearest centroid."""
-    at, columns = _far_left_out(features, centroids, at, columns)
+    at, columns = _far_left_out(features, centroids, at, columns, kernels)
     starts = np.flatnonzero(np.diff(at, prepend=-1))
     sizes = np.diff(starts, append=at.size)
     rows, labels = at[starts], columns[starts].astype(np.int32)
@@ -103,10 +102,9 @@ def _decide(features: Features, centroids: Features, at: Ids, columns: Ids) -> t
     return rows, labels
 
 
-def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids) -> tuple[Ids, Ids]:
+def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Ids]:
     """Drop the pairs that float32 distances already rule out: most of them, in a third of the time of float64."""
     slack = np.float32(4 * (features.shape[1] + 8) * UNIT)
-    kernels = compiled()
     if kernels is not None:
         keep = np.empty(at.size, dtype=np.bool_)
         kernels.near_pairs(features, centroids, at, columns, slack, keep)
@@ -141,6 +139,11 @@ class NearestCentroid:
             self._made = make_backend("auto", self._num_threads)
         return self._made
 
+    @property
+    def kernels(self) -> Any:
+        """The compiled kernels, where the backend uses them."""
+        return self._backend.kernels
+
     def load(self, block: Features) -> Loaded:
         """Return the block where the backend works (the same array on a CPU)."""
         if self._made is None:
@@ -161,7 +164,7 @@ class NearestCentroid:
             screen = self._backend.screen(loaded, piece)
             if screen.rows.size:
                 at = screen.rows + start if rows is None else rows[start:stop][screen.rows]
-                decided, labels = _decide(features, self._centroids, at, screen.columns)
+                decided, labels = _decide(features, self._centroids, at, screen.columns, self.kernels)
                 screen.labels[decided - start if rows is None else np.searchsorted(rows[start:stop], decided)] = labels
             yield piece, screen
 
@@ -197,6 +200,8 @@ def row_norm_bound(features: Features) -> float:
 
 class _HostBackend:
     """What numpy and faiss share: rows stay where they are, sums are taken by numpy."""
+
+    kernels: Any = None
 
     def load(self, block: Features) -> Loaded:
         return Loaded(block, row_norms(block), np.zeros(block.shape[1]))
@@ -298,19 +303,22 @@ def _faiss_gpus() -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
+# The fastest screen of a first block of so many numbers (float32 rows x width), the first line that fits. Whole
+# clusterings on one Intel core with AMX, rows x 128: below a million numbers numpy is done before torch is imported
+# (1.2 s); above, torch's product in bfloat16 beats faiss's and numpy's in float32 for every number of clusters.
+ON_CPU: tuple[tuple[int, BackendName], ...] = ((1 << 20, "torch"), (0, "numpy"))
+
+
 def automatic(num_values: int) -> BackendName:
     """Return the fastest backend here for a first block of so many numbers."""
     from cluster.telemetry import num_visible_gpus
 
     if num_visible_gpus():
         # torch keeps the features on the GPU; faiss sends them over PCIe again in every iteration.
-        if importlib.util.find_spec("torch") is not None:
-            from cluster.torch_index import cuda_is_available
+        from cluster.torch_index import cuda_is_available
 
-            if cuda_is_available():
-                return "torch"
+        if cuda_is_available():
+            return "torch"
         if _faiss_gpus():
             return "faiss-gpu"
-    if num_values < TORCH_PAYS_FROM or importlib.util.find_spec("torch") is None:
-        return "numpy"
-    return "torch"
+    return next(name for least, name in ON_CPU if num_values >= least)

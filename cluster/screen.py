@@ -48,6 +48,7 @@ class Backend(Protocol):
     """A way to screen: `load` moves a block to where the work happens; `screen` is asked for up to `chunk` rows."""
 
     chunk: int
+    kernels: Any  # `cluster.kernels` or None
 
     def load(self, block: Features) -> Loaded: ...
 

@@ -187,6 +187,7 @@ class KMeansShard:
         else:
             drift = Drift.between(self._centroids, centroids)
         partial = Partial(before.sums.copy(), before.counts.copy())
+        self._centroids = None  # whoever is interrupted half way starts afresh
         self._index.prepare(centroids, max_norm)
         for block in self._blocks:
             self._relabel(block, drift, partial, scale)
@@ -198,11 +199,11 @@ class KMeansShard:
         num_centroids = len(partial.counts)
         due = None
         if block.bounds is None:
-            block.bounds = Bounds(block.loaded.norms, block.loaded.reference, num_centroids)
+            block.bounds = Bounds(block.loaded.norms, block.loaded.reference, num_centroids, self._index.kernels)
         elif drift is not None and block.labels is not None and self._prune:
             block.bounds.move(drift)
             due = block.bounds.due(block.labels)
-            due = due if 2 * len(due) < len(block.labels) else None  # consecutive rows are read twice as fast
+            due = due if 2 * len(due) < len(block.labels) else None  # reading on is twice as fast as picking
         old = block.labels
         labels = np.empty(len(block.row_ids), dtype=np.int32) if old is None else old
         changes: list[tuple[Ids, Labels, Labels]] = []

@@ -12,6 +12,7 @@ Legend: n rows of a block, m rows asked about, F feature width, K centroids, P t
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ class TorchBackend:
         self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         is_fast = self._device.type == "cuda" or bfloat16_is_fast()
         self._dtype = dtype or (torch.bfloat16 if is_fast else torch.float32)
-        self._kernels = kernels if self._device.type == "cpu" else None
+        self.kernels = kernels if self._device.type == "cpu" else None
         self.chunk = CHUNK
         if self._device.type == "cuda":
             # TF32 keeps 10 bits of mantissa: far outside the rounding bound that the screen relies on.
@@ -67,7 +68,9 @@ class TorchBackend:
 
     def load(self, block: Features) -> Loaded:
         """Put a block on the device, with a centred copy in the precision of the screen."""
-        rows = torch.from_numpy(block if block.flags.writeable else block.view()).to(self._device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # blocks of the object store are read-only, and only read here
+            rows = torch.from_numpy(block).to(self._device)
         reference = rows[:CHUNK].mean(dim=0)
         if self._dtype == torch.float32:
             reference = torch.zeros_like(reference)
@@ -105,7 +108,7 @@ class TorchBackend:
         self._farthest = float(np.linalg.norm(wide, axis=1).max())
         self._tiny = (centroids.shape[1] + 8) * 1e-37 * (1.0 + self._spread + max_norm)
         self.chunk = 1 << 16 if self._device.type == "cuda" else max(512, min(1 << 13, _SCORES >> self._bits))
-        if self._kernels is None:
+        if self.kernels is None:
             self._buffer = torch.full((1 << self._bits, self.chunk), _FAR, device=self._device)
         else:
             self._pairs = np.empty((2, self.chunk * len(centroids)), dtype=np.int64)
@@ -119,7 +122,7 @@ class TorchBackend:
             self._terms = self._tolerance_terms(loaded, largest)
         offsets, terms = self._offsets, self._terms
         products = torch.mm(content.centred[at], self._weights.T)
-        if self._kernels is not None:
+        if self.kernels is not None:
             return self._picked(products, offsets, content.norms[at], terms)
         scores = self._scores(products, offsets)
         best, second = two_smallest(scores)
@@ -145,7 +148,7 @@ class TorchBackend:
         labels, gaps = np.empty(len(products), dtype=np.int32), np.empty(len(products), dtype=np.float32)
         at, columns = self._pairs
         scores = products.float().numpy()
-        num = self._kernels.pick(scores, offsets.numpy(), norms.numpy(), terms, labels, gaps, at, columns)
+        num = self.kernels.pick(scores, offsets.numpy(), norms.numpy(), terms, labels, gaps, at, columns)
         return Screen(labels, gaps, at[:num].copy(), columns[:num].copy())
 
     def _scores(self, products: Tensor, offsets: Tensor) -> Tensor:
@@ -174,9 +177,9 @@ class TorchBackend:
 
     def add_rows(self, sums: Sums, loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int) -> None:
         """Add rows to `sums` (K, F), exactly; see `cluster.sums`."""
-        if self._kernels is not None:
+        if self.kernels is not None:
             taken = np.empty(0, dtype=np.int32) if old is None else old
-            self._kernels.add_rows(sums, loaded.content.rows.numpy(), rows, taken, new, 2.0**shift)
+            self.kernels.add_rows(sums, loaded.content.rows.numpy(), rows, taken, new, 2.0**shift)
             return
         for start in range(0, len(rows), MOST_TERMS):
             part = torch.zeros(sums.shape, dtype=torch.float64, device=self._device)

@@ -52,7 +52,7 @@ def shards_of(rows: np.ndarray, num: int, backend: str, prune: bool) -> list[KMe
     return shards
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(KINDS),
     backend=st.sampled_from(["numpy", "faiss", "torch"]),
