@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from cluster.calls import PATIENCE_S, call, finder, namespace_of, store_full
 from cluster.growth import Change, change_from_json
 from cluster.kmeans import KMeansResult
-from cluster.local import NUM_RESERVES, Block
+from cluster.local import NUM_RESERVES, Block, joined
 from cluster.plan import EpochPlan
-
-_PUT_BYTES = 16 << 20  # blocks of this size: few objects, and the first are on their way while the forward pass goes on
 
 
 class RayCluster:
@@ -68,7 +64,7 @@ class RayCluster:
     def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
         """Put the blocks as they come, then cluster the rows of all ranks; see `ClusterClient`."""
         try:
-            stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks, _PUT_BYTES)]
+            stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks)]
         except (ObjectStoreFullError, OutOfDiskError):
             raise store_full() from None
         terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
@@ -102,22 +98,3 @@ def connect(
     started again. Raises ClusterTimeout when the actors do not answer in time.
     """
     return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves, patience_s)
-
-
-def joined(blocks: Iterable[Block], num_bytes: int) -> Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Join small blocks into larger ones of about `num_bytes`, in order.
-
-    numpy only: putting a torch tensor costs 20 times as much.
-    """
-    ids: list[npt.NDArray[np.int64]] = []
-    rows: list[npt.NDArray[np.float32]] = []
-    size = 0
-    for row_ids, features in blocks:
-        ids.append(np.asarray(row_ids, dtype=np.int64))
-        rows.append(np.asarray(features, dtype=np.float32))
-        size += rows[-1].nbytes
-        if size >= num_bytes:
-            yield np.concatenate(ids), np.concatenate(rows)
-            ids, rows, size = [], [], 0
-    if size:
-        yield np.concatenate(ids), np.concatenate(rows)

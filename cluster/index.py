@@ -15,18 +15,32 @@ Legend: n rows of a block, F feature width, K centroids, p candidate pairs.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import UNIT, Backend, Features, Labels, Screen, shifted_scores
+from cluster.screen import (
+    UNIT,
+    Backend,
+    Features,
+    Ids,
+    Labels,
+    Loaded,
+    Rows,
+    Screen,
+    compiled,
+    row_norms,
+    shifted_scores,
+)
+from cluster.sums import CHUNK, add_chunk
 from data_shards.errors import UserError
 
 BackendName = Literal["auto", "numpy", "faiss", "faiss-gpu", "torch"]
 
 MAX_MAGNITUDE = 1e15  # squares and sums of 1e15 still fit float32; 1e20 makes faiss abort the process
-_EXACT_BLOCK = 1 << 21  # float64 numbers per block of the exact pass: 16 MiB
+_EXACT_BLOCK = 1 << 16  # numbers per block of the exact pass, which stays in cache
 
 
 def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> Features:
@@ -39,9 +53,7 @@ def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None 
         raise UserError(f"k-means needs a (rows, features) array of numbers, got {features.dtype} {features.shape}.")
     with np.errstate(over="ignore"):
         block = np.ascontiguousarray(features, dtype=np.float32)
-    with np.errstate(invalid="ignore"):
-        largest = float(np.max(np.abs(block))) if block.size else 0.0
-    if largest < MAX_MAGNITUDE:
+    if largest_magnitude(block) < MAX_MAGNITUDE:
         return block
     row = int(np.flatnonzero(~(np.abs(block) < MAX_MAGNITUDE).all(axis=1))[0])
     where = row if row_ids is None else int(row_ids[row])
@@ -49,6 +61,15 @@ def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None 
         f"The features of row {where} are not finite or not below {MAX_MAGNITUDE:g} in magnitude; "
         "k-means was not started. Look for a diverged loss or damaged weights."
     )
+
+
+def largest_magnitude(features: Features) -> float:
+    """Return the largest magnitude, 0 without any; NaN when there is one."""
+    if not features.size:
+        return 0.0
+    parts = [features[start : start + CHUNK] for start in range(0, len(features), CHUNK)]
+    with np.errstate(invalid="ignore"):  # by parts, which are in cache when they are read a second time
+        return float(np.max([np.maximum(part.max(), -part.min()) for part in parts]))
 
 
 def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float64]:
@@ -60,32 +81,73 @@ def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float
     return out
 
 
-def _decide(chunk: Features, centroids: Features, screen: Screen) -> Labels:
-    labels, rows, columns = screen
-    if not rows.size:
-        return labels
-    distances = np.empty(rows.size)
-    step = max(1, _EXACT_BLOCK // chunk.shape[1])
-    for start in range(0, rows.size, step):
+def _decide(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Labels]:
+    """Return the rows among candidate pairs (at, columns), which come in order of rows, and their nearest centroid."""
+    at, columns = _far_left_out(features, centroids, at, columns, kernels)
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    sizes = np.diff(starts, append=at.size)
+    rows, labels = at[starts], columns[starts].astype(np.int32)
+    if starts.size == at.size:
+        return rows, labels
+    open_ = np.repeat(sizes > 1, sizes)  # rows that float32 leaves more than one candidate
+    at, columns = at[open_], columns[open_]
+    distances = np.empty(at.size)
+    step = max(1, _EXACT_BLOCK // features.shape[1])
+    for start in range(0, at.size, step):
         part = slice(start, start + step)
-        distances[part] = exact_distances(chunk[rows[part]], centroids[columns[part]])
-    order = np.lexsort((columns, distances, rows))
-    first = np.ones(order.size, dtype=bool)
-    first[1:] = rows[order][1:] != rows[order][:-1]
-    winners = order[first]
-    labels[rows[winners]] = columns[winners]
-    return labels
+        distances[part] = exact_distances(features[at[part]], centroids[columns[part]])
+    order = np.lexsort((columns, distances, at))
+    first = np.diff(at[order], prepend=-1) != 0
+    labels[sizes > 1] = columns[order[first]]
+    return rows, labels
+
+
+def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Ids]:
+    """Drop the pairs that float32 distances already rule out: most of them, in a third of the time of float64."""
+    slack = np.float32(4 * (features.shape[1] + 8) * UNIT)
+    if kernels is not None:
+        keep = np.empty(at.size, dtype=np.bool_)
+        kernels.near_pairs(features, centroids, at, columns, slack, keep)
+        return at[keep], columns[keep]
+    squares = np.empty(at.size, dtype=np.float32)
+    step = max(1, _EXACT_BLOCK // features.shape[1])
+    for start in range(0, at.size, step):
+        part = slice(start, start + step)
+        difference = features[at[part]]
+        difference -= centroids[columns[part]]
+        np.einsum("ij,ij->i", difference, difference, out=squares[part])
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    least = np.repeat(np.minimum.reduceat(squares, starts), np.diff(starts, append=at.size))
+    keep = squares <= least * (1 + slack) + slack * np.float32(1e-30)
+    return at[keep], columns[keep]
 
 
 class NearestCentroid:
-    """Exact labels of blocks against one set of centroids; `load` once, `prepare` per iteration."""
+    """Exact labels of blocks against one set of centroids; `load` once, `prepare` per iteration.
+
+    With "auto" the first block that is loaded decides which backend does it.
+    """
 
     def __init__(self, backend: BackendName = "auto", num_threads: int = 1) -> None:
-        self._backend = make_backend(backend, num_threads)
+        self._num_threads = num_threads
+        self._made = None if backend == "auto" else make_backend(backend, num_threads)
         self._centroids: Features = np.zeros((0, 0), dtype=np.float32)
 
-    def load(self, block: Features) -> Any:
+    @property
+    def _backend(self) -> Backend:
+        if self._made is None:
+            self._made = make_backend("auto", self._num_threads)
+        return self._made
+
+    @property
+    def kernels(self) -> Any:
+        """The compiled kernels, where the backend uses them."""
+        return self._backend.kernels
+
+    def load(self, block: Features) -> Loaded:
         """Return the block where the backend works (the same array on a CPU)."""
+        if self._made is None:
+            self._made = make_backend(automatic(block.size), self._num_threads)
         return self._backend.load(block)
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
@@ -93,14 +155,31 @@ class NearestCentroid:
         self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._backend.prepare(self._centroids, max_norm)
 
-    def labels(self, block: Features, loaded: Any = None) -> Labels:
-        """Return (n,) int32 labels of a block; `loaded` is what `load` gave for it."""
+    def look(self, features: Features, loaded: Loaded, rows: Ids | None = None) -> Iterator[tuple[Rows, Screen]]:
+        """Yield, piece by piece, which rows of a block were looked at (None: all) and their exact labels and gaps."""
+        number = len(features) if rows is None else len(rows)
+        for start in range(0, number, self._backend.chunk):
+            stop = min(start + self._backend.chunk, number)
+            piece: Rows = slice(start, stop) if rows is None else rows[start:stop]
+            screen = self._backend.screen(loaded, piece)
+            if screen.rows.size:
+                at = screen.rows + start if rows is None else rows[start:stop][screen.rows]
+                decided, labels = _decide(features, self._centroids, at, screen.columns, self.kernels)
+                screen.labels[decided - start if rows is None else np.searchsorted(rows[start:stop], decided)] = labels
+            yield piece, screen
+
+    def labels(self, block: Features) -> Labels:
+        """Return (n,) int32 labels of a block."""
         out = np.empty(len(block), dtype=np.int32)
-        loaded = self.load(block) if loaded is None else loaded
-        for start in range(0, len(block), self._backend.chunk):
-            part = slice(start, start + self._backend.chunk)
-            out[part] = _decide(block[part], self._centroids, self._backend.screen(loaded[part]))
+        for rows, screen in self.look(block, self.load(block)):
+            out[rows] = screen.labels
         return out
+
+    def add_rows(
+        self, sums: npt.NDArray[np.int64], loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
+    ) -> None:
+        """See `Backend.add_rows`."""
+        self._backend.add_rows(sums, loaded, rows, old, new, shift)
 
 
 def nearest(features: Features, centroids: Features, backend: BackendName = "auto", num_threads: int = 1) -> Labels:
@@ -116,39 +195,49 @@ def nearest(features: Features, centroids: Features, backend: BackendName = "aut
 
 def row_norm_bound(features: Features) -> float:
     """Return an upper bound of the Euclidean row norms, rounding included."""
-    if not features.size:
-        return 0.0
-    squares = float(np.max(np.einsum("ij,ij->i", features, features)))
-    return float(np.sqrt(squares * (1 + features.shape[1] * 2 * UNIT))) + 1e-20
+    return float(row_norms(features).max()) if features.size else 0.0
 
 
-class NumpyBackend:
+class _HostBackend:
+    """What numpy and faiss share: rows stay where they are, sums are taken by numpy."""
+
+    kernels: Any = None
+
+    def load(self, block: Features) -> Loaded:
+        return Loaded(block, row_norms(block), np.zeros(block.shape[1]))
+
+    def add_rows(
+        self, sums: npt.NDArray[np.int64], loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
+    ) -> None:
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            add_chunk(sums, loaded.content[rows[part]], None if old is None else old[part], new[part], shift)
+
+
+class NumpyBackend(_HostBackend):
     """One sgemm per chunk. On one core it beat `faiss` searching for two neighbours by 1.2 to 1.5 times."""
 
     chunk = 2048
 
-    def load(self, block: Features) -> Features:
-        return block
-
     def prepare(self, centroids: Features, max_norm: float) -> None:
         self._weights, self._offsets, self._tolerance = shifted_scores(centroids, max_norm)
 
-    def screen(self, chunk: Features) -> Screen:
+    def screen(self, loaded: Loaded, rows: Rows) -> Screen:
+        chunk = loaded.content[rows]
         scores = chunk @ self._weights
         scores += self._offsets
         labels = scores.argmin(axis=1)
         limit = np.take_along_axis(scores, labels[:, None], axis=1) + self._tolerance
         near = scores <= limit
-        rows = np.empty(0, dtype=np.int64)
-        columns = rows
+        at = columns = np.empty(0, dtype=np.int64)
         if np.count_nonzero(near) > len(chunk):
             undecided = np.flatnonzero(np.count_nonzero(near, axis=1) > 1)
             at, columns = np.nonzero(near[undecided])
-            rows = undecided[at]
-        return Screen(labels.astype(np.int32), rows, columns)
+            at = undecided[at]
+        return Screen(labels.astype(np.int32), None, at, columns)
 
 
-class FaissBackend:
+class FaissBackend(_HostBackend):
     """faiss flat index over the centroids, searched for two neighbours; the gap to the second shows a near tie."""
 
     chunk = 16384
@@ -160,9 +249,6 @@ class FaissBackend:
         faiss.omp_set_num_threads(num_threads)
         self._resources = faiss.StandardGpuResources() if gpu else None
 
-    def load(self, block: Features) -> Features:
-        return block
-
     def prepare(self, centroids: Features, max_norm: float) -> None:
         flat: Any = self._faiss.IndexFlatL2(centroids.shape[1])
         if self._resources is not None:
@@ -172,16 +258,17 @@ class FaissBackend:
         largest = row_norm_bound(centroids)
         self._tolerance = 4.0 * (centroids.shape[1] + 8) * UNIT * (max_norm + largest) ** 2 + 1e-35
 
-    def screen(self, chunk: Features) -> Screen:
-        distances, labels = self._index.search(chunk, min(2, self._num_centroids))
-        empty = np.empty(0, dtype=np.int64)
+    def screen(self, loaded: Loaded, rows: Rows) -> Screen:
+        distances, labels = self._index.search(loaded.content[rows], min(2, self._num_centroids))
+        first = labels[:, 0].astype(np.int32)
         if self._num_centroids == 1:
-            return Screen(labels[:, 0].astype(np.int32), empty, empty)
-        undecided = np.flatnonzero(distances[:, 1] - distances[:, 0] <= self._tolerance)
-        rows = np.repeat(undecided, self._num_centroids)
-        return Screen(
-            labels[:, 0].astype(np.int32), rows, np.tile(np.arange(self._num_centroids, dtype=np.int64), undecided.size)
-        )
+            empty = np.empty(0, dtype=np.int64)
+            return Screen(first, np.full(len(labels), np.inf, dtype=np.float32), empty, empty)
+        gaps = distances[:, 1] - distances[:, 0] - self._tolerance
+        undecided = np.flatnonzero(gaps <= 0)
+        at = np.repeat(undecided, self._num_centroids)
+        columns = np.tile(np.arange(self._num_centroids, dtype=np.int64), undecided.size)
+        return Screen(first, gaps, at, columns)
 
 
 def make_backend(name: BackendName, num_threads: int = 1) -> Backend:
@@ -189,13 +276,13 @@ def make_backend(name: BackendName, num_threads: int = 1) -> Backend:
     if name not in get_args(BackendName):
         raise UserError(f"Unknown k-means backend '{name}'; choose one of {', '.join(get_args(BackendName))}.")
     if name == "auto":
-        name = _automatic()
+        name = automatic(0)
     if name == "numpy":
         return NumpyBackend()
     if name == "torch":
         from cluster.torch_index import TorchBackend
 
-        return TorchBackend()
+        return TorchBackend(kernels=compiled())
     if importlib.util.find_spec("faiss") is None:
         raise UserError(
             "k-means backend 'faiss' needs the faiss-cpu or faiss-gpu package; install the extra [cpu] or [gpu]."
@@ -216,16 +303,22 @@ def _faiss_gpus() -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
-def _automatic() -> BackendName:
+# The fastest screen of a first block of so many numbers (float32 rows x width), the first line that fits. Whole
+# clusterings on one Intel core with AMX, rows x 128: below a million numbers numpy is done before torch is imported
+# (1.2 s); above, torch's product in bfloat16 beats faiss's and numpy's in float32 for every number of clusters.
+ON_CPU: tuple[tuple[int, BackendName], ...] = ((1 << 20, "torch"), (0, "numpy"))
+
+
+def automatic(num_values: int) -> BackendName:
+    """Return the fastest backend here for a first block of so many numbers."""
     from cluster.telemetry import num_visible_gpus
 
     if num_visible_gpus():
         # torch keeps the features on the GPU; faiss sends them over PCIe again in every iteration.
-        if importlib.util.find_spec("torch") is not None:
-            from cluster.torch_index import cuda_is_available
+        from cluster.torch_index import cuda_is_available
 
-            if cuda_is_available():
-                return "torch"
+        if cuda_is_available():
+            return "torch"
         if _faiss_gpus():
             return "faiss-gpu"
-    return "faiss" if importlib.util.find_spec("faiss") is not None else "numpy"
+    return next(name for least, name in ON_CPU if num_values >= least)

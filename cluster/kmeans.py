@@ -235,6 +235,8 @@ def kmeans(
     """Cluster (S, F) features in this process; row ids are 0..S-1. See `KMeans.fit` for what can be raised."""
     group = LocalShards([KMeansShard(backend, num_threads) for _ in range(num_shards)])
     ids = np.arange(len(features), dtype=np.int64)
-    for shard, part in zip(group.shards, np.array_split(ids, num_shards), strict=True):
-        shard.put(0, part, features[part] if num_shards > 1 else features)
+    for shard, part, rows in zip(
+        group.shards, np.array_split(ids, num_shards), np.array_split(features, num_shards), strict=True
+    ):
+        shard.put(0, part, rows)
     return KMeans(group, num_iterations).fit(0, num_clusters, seed, initial=initial)

@@ -3,9 +3,8 @@
 Every method is a pure function of (rows put here, arguments) with caches behind it, so a call may be repeated, and a
 shard that was killed is replaced by putting its rows again and repeating the call. Nothing here knows of Ray.
 
-Sums are int64 fixed point: integer addition has no order, hence shards, their number and their order cannot change
-one bit of a centroid. `Scale` derives the fixed point from the global number of rows and the global largest
-magnitude, so neither int64 nor the float64 integers used inside a chunk can overflow.
+Sums are int64 fixed point (`cluster.sums`): integer addition has no order, hence shards, their number and their order
+cannot change one bit of a centroid.
 
 Legend: n rows held here, F feature width, K centroids, j centroids chosen so far, m candidates asked for.
 """
@@ -13,13 +12,13 @@ Legend: n rows held here, F feature width, K centroids, j centroids chosen so fa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
+from cluster.bounds import Bounds, Drift
 from cluster.errors import StaleMessage
 from cluster.index import (
     BackendName,
@@ -28,17 +27,13 @@ from cluster.index import (
     NearestCentroid,
     check_features,
     exact_distances,
+    largest_magnitude,
     row_norm_bound,
-    shifted_scores,
 )
+from cluster.screen import Ids, Loaded, shifted_scores
+from cluster.sums import CHUNK, Scale, Sums
 from data_shards import keyed
 from data_shards.errors import UserError
-
-Ids = npt.NDArray[np.int64]
-Sums = npt.NDArray[np.int64]
-
-_CHUNK = 1024  # rows whose sums are taken in float64: small enough to stay in cache
-_CHUNK_BITS = 13  # at most 2**13 terms per chunk, so 39 + 13 + 1 bits stay within the 53 of float64
 
 
 class Summary(NamedTuple):
@@ -66,43 +61,22 @@ class Partial(NamedTuple):
     counts: Sums
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Fixed point of the sums of features: value = integer * 2**-shift."""
-
-    shift: int
-
-    @classmethod
-    def of(cls, num_rows: int, max_abs: float) -> Scale:
-        """Give up to 39 bits to the largest magnitude and never more than 62 to the sum of all rows."""
-        bits = min(39, 62 - math.ceil(math.log2(max(num_rows, 2))))
-        exponent = math.frexp(max_abs)[1]  # max_abs < 2**exponent
-        return cls(bits - exponent)
-
-    def integers(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return whole numbers in float64."""
-        out: npt.NDArray[np.float64] = np.ldexp(values.astype(np.float64), self.shift)
-        return np.rint(out, out=out)
-
-    def values(self, integers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the numbers that whole numbers stand for."""
-        return np.ldexp(integers.astype(np.float64), -self.shift)
-
-
 class _Block:
-    """Rows put together, where the backend wants them, with their latest labels."""
+    """Rows put together, where the backend wants them, with their latest labels and how long these are safe."""
 
-    def __init__(self, row_ids: Ids, features: Features, loaded: Any) -> None:
+    def __init__(self, row_ids: Ids, features: Features, loaded: Loaded) -> None:
         self.row_ids, self.features, self.loaded = row_ids, features, loaded
+        self.max_abs, self.max_norm = largest_magnitude(features), row_norm_bound(features)
         self.labels: Labels | None = None
+        self.bounds: Bounds | None = None
         self.nearest_chosen = np.full(len(row_ids), np.inf, dtype=np.float32)  # squared distance while seeding
 
 
 class KMeansShard:
     """Rows of one version and the four questions of Lloyd's algorithm about them."""
 
-    def __init__(self, backend: BackendName = "auto", num_threads: int = 1) -> None:
-        self._index = NearestCentroid(backend, num_threads)
+    def __init__(self, backend: BackendName = "auto", num_threads: int = 1, prune: bool = True) -> None:
+        self._index, self._prune = NearestCentroid(backend, num_threads), prune
         self._clear(-1)
 
     def _clear(self, version: int) -> None:
@@ -148,10 +122,9 @@ class KMeansShard:
         self._check(version)
         if not self._blocks:
             return Summary(0, 0, 0.0, 0.0)
-        features = [block.features for block in self._blocks]
-        max_abs = max(float(np.max(np.abs(f))) for f in features)
-        rows = sum(len(f) for f in features)
-        return Summary(rows, features[0].shape[1], max_abs, max(row_norm_bound(f) for f in features))
+        rows = sum(len(block.row_ids) for block in self._blocks)
+        max_abs, max_norm = (max(getattr(b, name) for b in self._blocks) for name in ("max_abs", "max_norm"))
+        return Summary(rows, self._blocks[0].features.shape[1], max_abs, max_norm)
 
     def _check(self, version: int) -> None:
         if version != self.version:
@@ -187,11 +160,11 @@ class KMeansShard:
             for block in self._blocks:
                 block.nearest_chosen.fill(np.inf)
         for block in self._blocks:
-            for centre in chosen[known:]:
-                # Not a matrix product: einsum sums every row on its own, in one order, whatever the block.
-                difference = block.features - centre
-                squares = np.einsum("ij,ij->i", difference, difference)
-                np.minimum(block.nearest_chosen, squares, out=block.nearest_chosen)
+            for part in _parts(block):
+                for centre in chosen[known:]:
+                    # Not a matrix product: einsum sums every row on its own, in one order, whatever the block.
+                    squares = _squares(block.features[part], centre)
+                    np.minimum(block.nearest_chosen[part], squares, out=block.nearest_chosen[part])
         self._chosen = chosen.copy()
 
     # ---- Lloyd ---------------------------------------------------------------------------------------------------
@@ -199,25 +172,66 @@ class KMeansShard:
     def assign(self, version: int, centroids: Features, scale: Scale, max_norm: float) -> Partial:
         """Label every row with the nearest of (K, F) centroids; return exact sums and counts per centroid.
 
-        Only rows that changed their label since the last call are added and taken away: with integers that is the
-        same number, and late iterations touch few rows.
+        Only rows whose label may have changed since the last call are looked at, and only those that did change are
+        added and taken away: with integers that is the same number, and late iterations touch few rows.
         """
         self._check(version)
         if self._centroids is not None and self._scale == scale and np.array_equal(self._centroids, centroids):
             assert self._partial is not None
             return self._partial
-        before = self._partial
-        fresh = before is None or self._scale != scale or before.sums.shape != centroids.shape
-        sums = np.zeros(centroids.shape, dtype=np.int64) if fresh or before is None else before.sums.copy()
-        counts = np.zeros(len(centroids), dtype=np.int64)
+        before, drift = self._partial, None
+        if before is None or self._centroids is None or self._scale != scale or before.sums.shape != centroids.shape:
+            before = Partial(np.zeros(centroids.shape, dtype=np.int64), np.zeros(len(centroids), dtype=np.int64))
+            for block in self._blocks:
+                block.labels = block.bounds = None
+        else:
+            drift = Drift.between(self._centroids, centroids)
+        partial = Partial(before.sums.copy(), before.counts.copy())
+        self._centroids = None  # whoever is interrupted half way starts afresh
         self._index.prepare(centroids, max_norm)
         for block in self._blocks:
-            labels = self._index.labels(block.features, block.loaded)
-            _add_changes(sums, block.features, None if fresh else block.labels, labels, scale)
-            counts += np.bincount(labels, minlength=len(centroids))
-            block.labels = labels
-        self._partial, self._centroids, self._scale = Partial(sums, counts), centroids.copy(), scale
-        return self._partial
+            self._relabel(block, drift, partial, scale)
+        self._partial, self._centroids, self._scale = partial, centroids.copy(), scale
+        return partial
+
+    def _relabel(self, block: _Block, drift: Drift | None, partial: Partial, scale: Scale) -> None:
+        """Bring the labels of a block up to date, and `partial` with them."""
+        num_centroids = len(partial.counts)
+        due = None
+        if block.bounds is None:
+            block.bounds = Bounds(block.loaded.norms, block.loaded.reference, num_centroids, self._index.kernels)
+        elif drift is not None and block.labels is not None and self._prune:
+            block.bounds.move(drift)
+            due = block.bounds.due(block.labels)
+            due = due if 2 * len(due) < len(block.labels) else None  # reading on is twice as fast as picking
+        old = block.labels
+        labels = np.empty(len(block.row_ids), dtype=np.int32) if old is None else old
+        changes: list[tuple[Ids, Labels, Labels]] = []
+        for rows, found in self._index.look(block.features, block.loaded, due):
+            if old is not None:
+                changed = np.flatnonzero(found.labels != labels[rows])
+                at = changed + rows.start if isinstance(rows, slice) else rows[changed]
+                changes.append((at, labels[at], found.labels[changed]))
+            labels[rows] = found.labels
+            if found.gaps is not None and self._prune:
+                block.bounds.store(rows, found.labels, found.gaps)
+        block.labels = labels
+        self._add(block, None if old is None else changes, partial, scale)
+
+    def _add(
+        self, block: _Block, changes: list[tuple[Ids, Labels, Labels]] | None, partial: Partial, scale: Scale
+    ) -> None:
+        """Add all rows of a block (None) or move those that changed."""
+        assert block.labels is not None
+        num = len(partial.counts)
+        if changes is None:
+            rows = np.arange(len(block.labels))
+            self._index.add_rows(partial.sums, block.loaded, rows, None, block.labels, scale.shift)
+            partial.counts[:] += np.bincount(block.labels, minlength=num)
+        elif changes:
+            rows, old, new = (np.concatenate(parts) for parts in zip(*changes, strict=True))
+            self._index.add_rows(partial.sums, block.loaded, rows, old, new, scale.shift)
+            partial.counts[:] += np.bincount(new, minlength=num) - np.bincount(old, minlength=num)
 
     def farthest(self, version: int, centroids: Features, scale: Scale, max_norm: float, num: int) -> list[Candidate]:
         """Return up to `num` rows farthest from their centroid (value = -squared distance), farthest first."""
@@ -225,7 +239,9 @@ class KMeansShard:
         found: list[Candidate] = []
         for block in self._blocks:
             assert block.labels is not None
-            distances = exact_distances(block.features, centroids[block.labels])
+            distances = np.concatenate(
+                [exact_distances(block.features[p], centroids[block.labels[p]]) for p in _parts(block)]
+            )
             order = np.lexsort((block.row_ids, -distances))[:num]
             found += [
                 Candidate(-float(distances[i]), int(block.row_ids[i]), int(block.labels[i]), block.features[i].copy())
@@ -245,15 +261,19 @@ class KMeansShard:
         return np.concatenate(ids), np.concatenate(labels)
 
     def inertia(self, version: int, centroids: Features, scale: Scale, max_norm: float, shift: int) -> int:
-        """Return the sum of squared distances to the centroids as an integer, to be multiplied by 2**-shift."""
+        """Return the sum of squared distances to the centroids as an integer, to be multiplied by 2**-shift.
+
+        Differences of float32 lose nothing that matters: a squared distance is right to 1e-5 at worst, the sum to 1e-7.
+        """
         self.assign(version, centroids, scale, max_norm)
+        exponent = math.frexp(max_norm)[1]
+        unit = np.float32(2.0**-exponent)  # squares of rows of any length then lie within float32
         total = 0
         for block in self._blocks:
             assert block.labels is not None
-            for start in range(0, len(block.row_ids), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                squares = exact_distances(block.features[part], centroids[block.labels[part]])
-                total += int(np.rint(np.ldexp(squares, shift)).astype(np.int64).sum())
+            for part in _parts(block):
+                squares = _squares(block.features[part], centroids[block.labels[part]], unit).astype(np.float64)
+                total += int(np.rint(np.ldexp(squares, shift + 2 * exponent)).astype(np.int64).sum())
         return total
 
     def reserves(
@@ -280,14 +300,28 @@ class KMeansShard:
         return [_cheapest(part, num) for part in parts]
 
 
+def _parts(block: _Block) -> Iterator[slice]:
+    for start in range(0, len(block.row_ids), CHUNK):
+        yield slice(start, start + CHUNK)
+
+
+def _squares(rows: Features, centroids: Features, unit: np.float32 | None = None) -> Features:
+    """Return (m,) squared float32 distances in units of 1 / `unit`; each depends on its own row alone."""
+    difference = rows - centroids
+    if unit is not None:
+        difference *= unit
+    squares: Features = np.einsum("ij,ij->i", difference, difference)
+    return squares
+
+
 def _extra_costs(block: _Block, rows: Ids, centroids: Features, k: int) -> npt.NDArray[np.float64]:
     assert block.labels is not None
     out = np.empty(len(rows))
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
         vectors = block.features[part]
         there = exact_distances(vectors, np.broadcast_to(centroids[k], vectors.shape))
-        out[start : start + _CHUNK] = there - exact_distances(vectors, centroids[block.labels[part]])
+        out[start : start + CHUNK] = there - exact_distances(vectors, centroids[block.labels[part]])
     return out
 
 
@@ -304,22 +338,3 @@ def _smaller(best: Candidate | None, block: _Block, values: npt.NDArray[np.float
     label = -1 if block.labels is None else int(block.labels[row])
     mine = Candidate(float(values[row]), int(block.row_ids[row]), label, block.features[row].copy())
     return mine if best is None or (mine.value, mine.row_id) < (best.value, best.row_id) else best
-
-
-def _add_changes(sums: Sums, features: Features, old: Labels | None, new: Labels, scale: Scale) -> None:
-    """Add the rows with a new label to `sums` (K, F) and take them from the old one, exactly.
-
-    A sparse one-hot product was 3 to 14 times faster than sorting by label and np.add.reduceat.
-    """
-    moved = np.arange(len(new)) if old is None else np.flatnonzero(old != new)
-    for start in range(0, len(moved), _CHUNK):
-        rows = moved[start : start + _CHUNK]
-        integers = scale.integers(features[rows] if old is not None else features[start : start + len(rows)])
-        if old is None:
-            targets, signs = new[rows], np.ones(len(rows))
-        else:
-            targets, signs = np.stack((new[rows], old[rows]), axis=1).ravel(), np.tile([1.0, -1.0], len(rows))
-        per_row = len(targets) // len(rows)
-        pointers = np.arange(0, len(targets) + 1, per_row, dtype=np.int32)
-        one_hot = sparse.csc_array((signs, targets, pointers), shape=(len(sums), len(rows)))
-        sums += (one_hot @ integers).astype(np.int64)
