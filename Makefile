@@ -36,7 +36,7 @@ check: lint
 	$(BIN)/python -m pytest -m "not matrix"
 
 docs: venv
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 faults: venv
 	rm -f docs/faults.jsonl

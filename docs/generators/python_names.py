@@ -62,6 +62,9 @@ NAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
 )
 
+# `counts[split][class]` in the docstring of `counts` reads like a link of Markdown.
+OPTIONS = {"data_shards.sources.listing.Listing": ("    options:", '      filters: ["!^_", "!^counts$"]')}
+
 
 def page() -> str:
     """Return the Markdown, with an instruction to mkdocstrings for every name."""
@@ -69,5 +72,5 @@ def page() -> str:
     for heading, about, names in NAMES:
         lines += [f"## {heading}", "", about, ""]
         for name in names:
-            lines += [f"::: {name}", ""]
+            lines += [f"::: {name}", *OPTIONS.get(name, ()), ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The tutorial, typed in from top to bottom in a folder of its own, then the Python of other pages, which goes on there."""
+"""The tutorial, typed in from top to bottom in a folder of its own, then the Python of other pages, which goes on."""
 
 from __future__ import annotations
 

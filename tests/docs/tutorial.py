@@ -43,24 +43,24 @@ def steps(text: str) -> list[Step]:
     return found
 
 
-def prepared(folder: Path, python: Path = Path(sys.executable)) -> dict[str, str]:
+def prepared(folder: Path) -> dict[str, str]:
     """Make `folder` a place to type in: with the configurations, `subspace` on the path; return the environment."""
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "bin").mkdir()
     command = folder / "bin" / "subspace"
-    command.write_text(f'#!/bin/sh\nexec "{python}" -m launch "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launch "$@"\n')
     command.chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "OMP_WAIT_POLICY": "passive"}
 
 
-def run(step: Step, folder: Path, environment: dict[str, str]) -> str:
+def run(step: Step, folder: Path, environment: dict[str, str], python: str = sys.executable) -> str:
     """Run one block in `folder`; return what it prints, on both streams.
 
     Raises:
         AssertionError: it failed.
     """
-    words = ["sh", "-ec", step.code] if step.kind == "sh" else [sys.executable, "-c", step.code]
+    words = ["sh", "-ec", step.code] if step.kind == "sh" else [python, "-c", step.code]
     done = subprocess.run(
         words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
