@@ -91,9 +91,18 @@ def page() -> str:
         lines += [f"{'#' * (1 + len(found.words))} subspace {' '.join(found.words)}", "", _plain(found.about), ""]
         if found.subcommands:
             continue
-        lines += ["```text", found.usage, "```", "", "| argument | meaning |", "|---|---|"]
+        lines += [
+            "```text",
+            found.usage,
+            "```",
+            "",
+            '<div class="stacked" markdown>',
+            "",
+            "| argument | meaning |",
+            "|---|---|",
+        ]
         lines += [f"| `{_cell(how)}` | {_plain(_cell(meaning))} |" for how, meaning in found.arguments]
-        lines.append("")
+        lines += ["", "</div>", ""]
     return "\n".join(lines)
 
 

@@ -61,9 +61,9 @@ def page() -> str:
         level = "##" if "." not in group.name else "###"
         about = f"{group.about} Absent if not given." if group.optional else group.about
         lines += [f"{level} {group.name or 'Top level'}", "", about, ""]
-        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
+        lines += ['<div class="stacked" markdown>', "", "| key | values | default | meaning |", "|---|---|---|---|"]
         lines += [f"| `{key.name}` | {key.values} | {key.default} | {_cell(key.meaning)} |" for key in group.keys]
-        lines.append("")
+        lines += ["", "</div>", ""]
     return "\n".join(lines)
 
 

@@ -47,10 +47,17 @@ def page() -> str:
     """Return the Markdown of all parts."""
     lines: list[str] = []
     for setting, table in TABLES.items():
-        lines += [f"## {setting}", "", "| name | what it is | arguments and defaults |", "|---|---|---|"]
+        lines += [
+            f"## {setting}",
+            "",
+            '<div class="stacked" markdown>',
+            "",
+            "| name | what it is | arguments and defaults |",
+            "|---|---|---|",
+        ]
         for name, make in table.items():
             lines.append(f"| {_row(setting, name, make)} |")
-        lines += ["", *_others(setting)]
+        lines += ["", "</div>", "", *_others(setting)]
     return "\n".join(lines)
 
 
