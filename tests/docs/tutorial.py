@@ -69,9 +69,10 @@ def run(step: Step, folder: Path, environment: dict[str, str], python: str = sys
 
 
 def skeleton(output: str) -> list[str]:
-    """Return the words of an output: without numbers, frames and the progress that depends on the machine's pace."""
+    """Return the words of an output: without numbers, frames, and what depends on the machine and its pace."""
     lines = [line for line in output.splitlines() if not re.search(r"step \d+/\d+", line)]
-    return re.findall(r"[^\W\d_]{2,}", " ".join(lines))
+    words = re.findall(r"[^\W\d_]{2,}", " ".join(lines))
+    return [word for word in words if word not in ("min", "cpu", "cuda")]
 
 
 def filled(text: str, outputs: Iterator[str]) -> str:
