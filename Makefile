@@ -1,6 +1,7 @@
 # make demo   set everything up and train on real digits (runs/demo, report.html)
 # make test   set everything up and run the tests, but for those that start a cluster of their own or break things
 # make check  everything a reviewer would run: lint, types, import contracts, all tests but the long fault tests
+# make docs   the documentation site, in site/index.html, with warnings as errors
 # make faults the whole fault matrix (long), and docs/faults.md from what it measured
 # make soak   a storm of faults over one long run, MINUTES=20 long
 # Needs Python 3.10 or newer and make; everything else goes into .venv.
@@ -9,14 +10,14 @@ BIN := .venv/bin
 # Processes share cores: busy waiting of idle threads costs a factor of three and more.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: venv demo test check faults soak lint clean
+.PHONY: venv demo test check docs faults soak lint clean
 
 venv: .venv/.installed
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Subspace needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dicom,wsi,deepspeed,onnx,serve,mlflow,wandb,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dicom,wsi,deepspeed,onnx,serve,mlflow,wandb,docs,dev]'
 	touch $@
 
 demo: venv
@@ -34,6 +35,9 @@ lint: venv
 check: lint
 	$(BIN)/python -m pytest -m "not matrix"
 
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 faults: venv
 	rm -f docs/faults.jsonl
 	SUBSPACE_FAULTS=docs/faults.jsonl $(BIN)/python -m pytest tests/faults; code=$$?; \
@@ -46,4 +50,4 @@ soak: venv
 	$(BIN)/python -m tests.faults.report docs/faults.jsonl docs/faults.md && exit $$code
 
 clean:
-	rm -rf .venv runs shards .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv runs shards site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from data_shards.errors import UserError
 from launch.mistakes import validated
@@ -42,10 +42,16 @@ SAFE_NAME = re.compile(r"\w[\w.+=-]{0,99}", re.ASCII)
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = "subspace"
-    seed: int = 0
-    deterministic: bool = False
-    compat: Literal["published"] | None = None
+    name: str = Field(
+        "subspace", description="what the run is called; its folder is runs/NAME unless --run-dir is given"
+    )
+    seed: int = Field(0, description="of every random draw")
+    deterministic: bool = Field(
+        False, description="the same bytes for any number of ranks and after any restart, somewhat slower"
+    )
+    compat: Literal["published"] | None = Field(
+        None, description="published: settings as in the released code of ADSL, where none are given"
+    )
     data: DataSection
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()

@@ -36,48 +36,66 @@ class Component(BaseModel):
 class MotionSection(Section):
     """Small motions, colours and erasing."""
 
-    rotate_degrees: float = 0.0
-    translate: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    shear: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    rotate_degrees: float = Field(0.0, description="largest angle, either way")
+    translate: float = Field(0.0, description="largest shift, as a fraction of the size")
+    scale: tuple[float, float] = Field((1.0, 1.0), description="least and largest zoom")
+    shear: float = Field(0.0, description="largest angle, in degrees")
+    brightness: float = Field(0.0, description="largest relative change")
+    contrast: float = Field(0.0, description="largest relative change")
+    saturation: float = Field(0.0, description="largest relative change")
+    hue: float = Field(0.0, description="largest turn; 0.5 is all hues")
     gray: float = Field(0.0, description="probability that colour goes")
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.2)
+    erase: float = Field(0.0, description="probability that a rectangle becomes the mean colour")
+    erase_area: tuple[float, float] = Field(
+        (0.02, 0.2), description="least and largest area of that rectangle, of the image's"
+    )
 
 
 class AugmentSection(MotionSection):
     """Training views; evaluation always resizes and crops the centre."""
 
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    hflip: bool = False
-    vflip: bool = False
-    rotate90: bool = False
-    padding: Literal["reflection", "border", "zeros"] = "reflection"
+    crop_scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="least and largest area of a random crop; [1, 1] is no crop"
+    )
+    crop_ratio: tuple[float, float] = Field((0.75, 4 / 3), description="least and largest width / height of that crop")
+    hflip: bool = Field(False, description="mirrored left to right, half of the time")
+    vflip: bool = Field(False, description="mirrored top to bottom, half of the time")
+    rotate90: bool = Field(False, description="turned by quarters, each equally often")
+    padding: Literal["reflection", "border", "zeros"] = Field(
+        "reflection", description="what lies outside of an image that was moved"
+    )
     own: MotionSection | None = Field(None, description="of each view by itself, where an image has several")
 
 
 class DataSection(Section):
     """Which shards, at what size, seen how."""
 
-    shards: str
+    shards: str = Field(description="the folder that `subspace shards build` made")
     build: str | None = Field(None, description="source to build the shards from when they do not exist, e.g. 'digits'")
-    build_options: dict[str, Any] = Field(default_factory=dict)
+    build_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of that source, as after `subspace shards build`"
+    )
     fraction: float = Field(
         1.0, gt=0, le=1, description="of every class of the training split that is trained on; keyed by seed, nested"
     )
-    image_size: Pixels = 224
-    resize: Pixels | None = None
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    augment: AugmentSection = AugmentSection()
-    num_workers: int = Field(0, ge=0, le=1 << 14)
-    verify: bool = True
+    image_size: Pixels = Field(224, description="side of the square that the network sees, in pixels")
+    resize: Pixels | None = Field(
+        None, description="evaluation: shorter side before the centre crop; 8/7 of image_size where images allow it"
+    )
+    channels: Literal[1, 3] = Field(3, description="1 gray, 3 colour")
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406),
+        description="of the intensities from 0 to 1, one per channel",
+    )
+    std: tuple[float, ...] = Field(
+        (0.229, 0.224, 0.225),
+        description="of the intensities from 0 to 1, one per channel",
+    )
+    augment: AugmentSection = Field(AugmentSection(), description="how training images are varied")
+    num_workers: int = Field(
+        0, ge=0, le=1 << 14, description="processes of a rank that load images; 0: the rank itself"
+    )
+    verify: bool = Field(True, description="compare the checksums of whole shard files at the start")
     max_corrupt: float = Field(
         0.01,
         ge=0,
@@ -89,10 +107,14 @@ class DataSection(Section):
 class ModelSection(Section):
     """Backbone -> gate -> head -> partitioned embedding."""
 
-    backbone: Component = Component(name="resnet50")
-    gate: Component = Component(name="convolutions")
-    head: Component = Component(name="linear")
-    num_dims: int = Field(128, gt=0, le=1 << 16)
+    backbone: Component = Field(
+        Component(name="resnet50"), description="the network before the embedding, and its arguments"
+    )
+    gate: Component = Field(Component(name="convolutions"), description="the attention, and its arguments")
+    head: Component = Field(
+        Component(name="linear"), description="what makes vectors of the features, and its arguments"
+    )
+    num_dims: int = Field(128, gt=0, le=1 << 16, description="width of the embedding")
     num_subspaces: int = Field(1, gt=0, description="subspaces at the start")
     freeze_backbone: bool = Field(False, description="train gate and head only; the backbone stays as it starts")
     weights: str = Field("random", description="'random', or a .pth or .safetensors file that fits the backbone")
@@ -104,7 +126,9 @@ class EnsembleSection(Section):
 
     divergence: float = Field(0.05, ge=0, le=1e6, description="weight of that punishment")
     margin: float = Field(0.2, ge=-1, le=1, description="cosine of two learners' vectors from which on it begins")
-    pairs: Literal["same_image", "all"] = "same_image"
+    pairs: Literal["same_image", "all"] = Field(
+        "same_image", description="vectors of the same image, or of all images of the batch, are held apart"
+    )
 
 
 class ShapeSection(Section):
@@ -119,10 +143,10 @@ class ShapeSection(Section):
 class LocalSection(Section):
     """Local discrimination, without labels: patches are told apart, and regions, where the head has clusters."""
 
-    temperature: float = Field(0.1, gt=0, le=1e6)
-    region_temperature: float = Field(0.2, gt=0, le=1e6)
-    region_weight: float = Field(10.0, ge=0, le=1e6)
-    entropy_weight: float = Field(0.1, ge=0, le=1e6)
+    temperature: float = Field(0.1, gt=0, le=1e6, description="of the softmax that tells patches apart")
+    region_temperature: float = Field(0.2, gt=0, le=1e6, description="of the softmax that tells regions apart")
+    region_weight: float = Field(10.0, ge=0, le=1e6, description="of the loss of regions, beside that of patches")
+    entropy_weight: float = Field(0.1, ge=0, le=1e6, description="of the term that wants every pixel in one cluster")
     mix: tuple[float, float] = Field((0.2, 0.8), description="weight of the first image in a mixture of two")
     shape: ShapeSection | None = Field(
         None, description="segmentation guided by shapes: the first cluster is the target"
@@ -132,8 +156,11 @@ class LocalSection(Section):
 class ObjectiveSection(Section):
     """What a step minimises: losses and miners of ours, or classes of pytorch-metric-learning, by name."""
 
-    loss: Component = Component(name="margin")
-    miner: Component = Component(name="nearest_beyond_cutoff")
+    loss: Component = Field(Component(name="margin"), description="the loss, and its arguments")
+    miner: Component = Field(
+        Component(name="nearest_beyond_cutoff"),
+        description="which pairs or triplets the loss sees, and its arguments; 'none' for losses that take all",
+    )
     normalize: bool = Field(True, description="make the vectors of a subspace unit rows first")
     lr: float | None = Field(None, gt=0, le=1e6, description="of what a loss learns (proxies); optim.lr when not given")
     mask_penalty: float = Field(0.01, ge=0, le=1e6, description="on the cosine of two masks, with growth.rule doubling")
@@ -145,92 +172,130 @@ class ObjectiveSection(Section):
 class TrainSection(Section):
     """The loop: batches are global, so the number of ranks never changes them."""
 
-    epochs: Count = 300
-    finetune_epoch: int | None = Field(None, ge=0, description="from here on all dimensions are trained on all data")
-    full_embedding_epoch: int | None = Field(
-        None, ge=0, description="from here on all dimensions are trained, on batches of one cluster each still"
+    epochs: Count = Field(300, description="passes of `steps_per_epoch` steps")
+    finetune_epoch: int | None = Field(
+        None, ge=0, description="epoch from which all dimensions are trained on all data"
     )
-    batch_size: int = Field(32, gt=1, le=1 << 20)
-    samples_per_class: int = Field(8, ge=0)
-    steps_per_epoch: Steps | None = None
+    full_embedding_epoch: int | None = Field(
+        None, ge=0, description="epoch from which all dimensions are trained, on batches of one cluster each still"
+    )
+    batch_size: int = Field(32, gt=1, le=1 << 20, description="images of a step over all ranks")
+    samples_per_class: int = Field(
+        8, ge=0, description="images of each class in a batch; 0: batches are drawn without a look at classes"
+    )
+    steps_per_epoch: Steps | None = Field(None, description="one per batch_size training images when not given")
     temperature: float = Field(1.0, ge=0, description="steps of a subspace go with size ** temperature")
     class_temperature: float = Field(0.0, ge=0, description="classes are drawn with weights size ** class_temperature")
-    schedule: Literal["budget", "published"] = "budget"
+    schedule: Literal["budget", "published"] = Field(
+        "budget", description="steps as `temperature` says, or as many for each subspace as for the largest"
+    )
     accumulate: Count = Field(1, description="forward passes a rank splits its part of the batch into")
     engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
-    channels_last: bool = True
+    channels_last: bool = Field(True, description="memory layout of images and weights that convolutions prefer")
     logical_shards: Count = Field(4, description="fixed pieces of a batch in deterministic mode")
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="when vectors, loss or gradients are not finite: stop with exit code 4, or leave the step out",
+    )
     max_nonfinite: Count = Field(3, description="steps in a row that may be skipped before the run stops")
     verify_ranks_every: Count = Field(100, description="steps between comparisons of the ranks' weights")
     average_weights: float = Field(0.0, ge=0, lt=1, description="decay of the average that is evaluated; 0: none")
 
 
 class OptimSection(Section):
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """The optimiser and its rates, a function of the epoch only."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="the optimiser")
     # Beyond float32 torch raises in the middle of a step; nothing trains above a million anyway.
-    lr: float = Field(1e-5, gt=0, le=1e6)
-    embedding_lr: float | None = Field(None, gt=0, le=1e6)
-    weight_decay: float = Field(1e-4, ge=0, le=1e6)
+    lr: float = Field(1e-5, gt=0, le=1e6, description="learning rate")
+    embedding_lr: float | None = Field(
+        None, gt=0, le=1e6, description="learning rate of the embedding layer; lr when not given"
+    )
+    weight_decay: float = Field(1e-4, ge=0, le=1e6, description="that of torch's optimiser")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(True, description="of sgd")
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant", description="how the rates fall after the warm-up"
+    )
     milestones: tuple[float, ...] = Field((), description="epochs at which schedule step multiplies the rate by decay")
-    decay: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+    decay: float = Field(0.1, gt=0, le=1, description="factor at each of the milestones")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rates rise from nothing")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of all gradients together; not clipped when not given"
+    )
 
 
 class ClusterSection(Section):
     """Which samples belong to which subspace."""
 
-    backend: Literal["ray", "local"] = "ray"
-    index: Literal["auto", "faiss", "faiss-gpu", "torch"] = "auto"
-    features: Literal["penultimate", "embedding"] = "penultimate"
-    recluster_every: Count = 2
-    recluster_after_growth: bool = True
-    num_iterations: Count = 100
+    backend: Literal["ray", "local"] = Field(
+        "ray", description="k-means in actors of Ray, or in the rank of a single-process run"
+    )
+    index: Literal["auto", "faiss", "faiss-gpu", "torch"] = Field(
+        "auto", description="who finds the nearest centroid; auto: faiss on CPUs, torch on GPUs"
+    )
+    features: Literal["penultimate", "embedding"] = Field(
+        "penultimate", description="what is clustered: pooled features of the last level, or the embedding"
+    )
+    recluster_every: Count = Field(2, description="epochs between clusterings")
+    recluster_after_growth: bool = Field(
+        True, description="cluster in the epoch after a split, or when the next clustering is due, as published"
+    )
+    num_iterations: Count = Field(100, description="most iterations of a k-means")
     num_shards: Processes | None = Field(None, description="k-means actors; one per rank when not given")
-    num_cpus: float = Field(0.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    min_size: Count | None = Field(None, description="smallest cluster that is kept; the batch size when not given")
-    min_classes: int = Field(2, ge=1)
-    timeout_s: Seconds = 600.0
+    num_cpus: float = Field(0.0, ge=0, description="reserved on Ray by each actor")
+    num_gpus: float = Field(0.0, ge=0, description="reserved on Ray by each actor, a fraction of one too")
+    min_size: Count | None = Field(None, description="smallest cluster that is kept; the batch size if not given")
+    min_classes: int = Field(2, ge=1, description="fewest classes with two images in a cluster that is kept")
+    timeout_s: Seconds = Field(600.0, description="of one clustering")
 
 
 class GrowthSection(Section):
     """When a subspace is split: the constants of the published rule, and ways to differ."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false: the number of subspaces stays as it is")
     rule: Literal["plateau", "doubling"] = Field(
         "plateau", description="split the tail when progress stalls; or double the clusters of learners that are masks"
     )
-    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r", "loss", "dice"] = "nmi"
-    patience: int = Field(10, gt=0)
-    min_delta: float = Field(0.0, ge=0)
-    min_tail: int = Field(10, gt=0)
-    min_selected: int = Field(5, gt=0)
-    select: Literal["threshold", "top_fraction"] = "threshold"
-    threshold: float = Field(0.5, ge=0, lt=1)
-    fraction: float = Field(0.5, gt=0, lt=1)
-    score: Literal["abs_of_mean", "mean_of_abs"] = "abs_of_mean"
+    monitor: Literal["nmi", "ami", "recall_at_1", "macro_recall_at_1", "map_at_r", "loss", "dice"] = Field(
+        "nmi", description="the validation score that also chooses the best epoch; of 'loss' less is better"
+    )
+    patience: int = Field(10, gt=0, description="epochs without a new best before a split")
+    min_delta: float = Field(0.0, ge=0, description="what a new best must be better by")
+    min_tail: int = Field(10, gt=0, description="the last subspace is split only while it is wider than this")
+    min_selected: int = Field(5, gt=0, description="fewest dimensions of a new subspace")
+    select: Literal["threshold", "top_fraction"] = Field(
+        "threshold", description="dimensions above a saliency, or a fraction of the last subspace"
+    )
+    threshold: float = Field(0.5, ge=0, lt=1, description="of the saliency, scaled to 0..1 in the last subspace")
+    fraction: float = Field(
+        0.5, gt=0, lt=1, description="of the last subspace that becomes the new one, with select top_fraction"
+    )
+    score: Literal["abs_of_mean", "mean_of_abs"] = Field(
+        "abs_of_mean",
+        description="saliency over an epoch: size of the mean of activation times gradient, or mean of its size",
+    )
     accept: Literal["always", "validated"] = Field(
         "always", description="keep every split, or take one back that brings no new best within its patience"
     )
-    max_subspaces: int | None = Field(None, gt=0)
+    max_subspaces: int | None = Field(
+        None, gt=0, description="no split beyond this number; with rule doubling, the number of clusters at the end"
+    )
     double_every: Count = Field(2, description="epochs between doublings, with rule doubling")
     freeze_divided: bool = Field(False, description="the backbone rests in the epoch after a doubling")
 
 
 class EvaluateSection(Section):
+    """How validation is scored while a run trains, and all splits at its end."""
+
     by: Literal["retrieval", "loss", "masks"] = Field(
         "retrieval", description="neighbours of vectors, the loss itself, or the overlap of masks"
     )
-    every: Count = 1
-    batch_size: Count = 64
+    every: Count = Field(1, description="epochs between scores of the validation split")
+    batch_size: Count = Field(64, description="images of a rank that are embedded together")
     nmi_seeds: Count = Field(10, description="k-means seeds of the final scores")
-    nmi_seeds_while_training: Count = 1
+    nmi_seeds_while_training: Count = Field(1, description="k-means seeds of the scores after each epoch")
     exclude: Literal["none", "group", "scan"] = Field(
         "none", description="leave images of the query's own group (patient, lesion) or scan out of its gallery"
     )
@@ -241,7 +306,7 @@ class EvaluateSection(Section):
     )
     rerank: Component = Field(Component(name="none"), description="a second order, scored beside the plain one")
     scans: bool = Field(False, description="eta_p and eta_W of Kimia Path24: the classes are scans, cut into patches")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network while it embeds")
 
     @field_validator("gallery", mode="before")
     @classmethod
@@ -257,8 +322,10 @@ class EvaluateSection(Section):
 
 
 class CheckpointSection(Section):
+    """What is saved, when; the newest complete one is gone on from."""
+
     every_steps: Steps | None = Field(None, description="besides the one at the end of every epoch")
-    keep: int = Field(2, ge=2)
+    keep: int = Field(2, ge=2, description="newest checkpoints that stay, besides the best")
     asynchronous: bool = Field(False, description="write beside the training, from a copy in host memory")
     on_error: Literal["continue", "stop"] = Field("continue", description="when one cannot be written: a full disk")
 
@@ -267,8 +334,8 @@ class RaySection(Section):
     """Which Ray; and what `subspace submit ray` asks of it."""
 
     address: str | None = Field(None, description="join this cluster; a local one is started when not given")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that a rank reserves")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a rank reserves")
     placement: Literal["PACK", "SPREAD"] = Field("PACK", description="workers on few nodes, or each on another")
     placement_timeout_s: Seconds = Field(600.0, description="for room: other runs, nodes that are being started")
     autoscaling: bool = Field(False, description="nodes are started on demand: ask for more than there is now")
@@ -276,7 +343,9 @@ class RaySection(Section):
 
 
 class LaunchSection(Section):
-    nproc: Processes = 1
+    """Processes, deadlines, and who shows the curves."""
+
+    nproc: Processes = Field(1, description="ranks on this machine; on Ray, ranks in all")
     max_restarts: int = Field(3, ge=0, description="restarts in a row without a newer checkpoint")
     timeout_s: Seconds = Field(600.0, description="of every collective")
     threads: Processes | None = Field(
