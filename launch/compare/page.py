@@ -13,7 +13,7 @@ from launch.compare.results import title
 from launch.compare.runner import command
 from launch.report import html
 from launch.report.html import Gallery, Picture
-from launch.report.tables import spoken
+from launch.spoken import spoken
 from launch.yaml_file import read_text
 
 

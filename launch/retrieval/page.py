@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launch.report import html, theme
+from launch import palette
+from launch.report import html
 from launch.retrieval.index_folder import Manifest
 
 
@@ -12,7 +13,7 @@ def render(name: str, manifest: Manifest, wants_token: bool, nonce: str) -> str:
     facts = {
         "wants_token": wants_token,
         "subspaces": [
-            {"name": f"S{k + 1}", "colour": theme.subspace_colour(k), "width": width}
+            {"name": f"S{k + 1}", "colour": palette.subspace_colour(k), "width": width}
             for k, width in enumerate(manifest.widths)
         ],
     }
