@@ -21,6 +21,7 @@ from tyro.extras import SubcommandApp
 from data_shards.errors import UserError
 from launch.cli_bench import bench
 from launch.cli_compare import compare
+from launch.cli_dashboard import dashboard
 from launch.cli_export import export
 from launch.cli_localise import localise
 from launch.cli_retrieval import index, search, serve
@@ -199,6 +200,7 @@ def completion(shell: Positional[Literal["bash", "zsh", "fish"]], /) -> int:
 
 
 app.command(compare)
+app.command(dashboard)
 app.command(bench)
 app.command(segment)
 app.command(explain)

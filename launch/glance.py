@@ -41,6 +41,7 @@ class Glance:
     epochs: int | None
     step: int | None
     num_subspaces: int | None
+    first_k: int | None  # K at the run's beginning
     widths: tuple[int, ...]
     world_size: int | None
     attempt: int | None
@@ -94,6 +95,7 @@ def _glance(run: Path, now: float) -> Glance:
             (n for n in (status.get("step"), *(s.get("step") for s in steps[-1:])) if n is not None), default=None
         ),
         num_subspaces=status.get("num_subspaces"),
+        first_k=_number(config, "model", "num_subspaces"),
         widths=_widths(changes, config, status.get("num_subspaces")),
         world_size=status.get("world_size"),
         attempt=status.get("attempt"),

@@ -54,7 +54,8 @@ def tail_records(path: Path, max_bytes: int = TAIL_BYTES, marker: bytes = b"") -
             return []
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - max_bytes))
-        return list(parsed(line for line in file.read(max_bytes).splitlines() if marker in line))
+        block = file.read(max_bytes)
+        return list(parsed(_lines_with(block, (marker,)) if marker else block.splitlines()))
 
 
 def sampled_records(path: Path, num_places: int, bytes_each: int) -> list[list[Record]]:

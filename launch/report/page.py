@@ -9,9 +9,10 @@ import numpy as np
 
 from data_shards.errors import intact
 from data_shards.files import write_text
-from launch.report import figures, html, lineage, maps, panels, protocols, tables, theme, thumbnails
+from launch import pages
+from launch.report import figures, lineage, maps, panels, protocols, tables, theme, thumbnails
 from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
-from launch.report.html import Gallery, Picture
+from launch.report.gallery import Gallery, Picture
 
 MAX_CONFIG_CHARS = 200_000  # a config.yaml is a few kB; whatever else lies there must not make the page unopenable
 
@@ -35,7 +36,7 @@ def write_report(run: Path | str) -> Path:
 def render(run: Run, gallery: Gallery) -> str:
     """Return the page as HTML; its figures are left in `gallery`."""
     factors, information = tables.information_rows(run)
-    return html.render(
+    return pages.render(
         "report/report.html.j2",
         ("report/report.css",),
         short=maps.short,

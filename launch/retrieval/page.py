@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from launch import palette
-from launch.report import html
+from launch import pages, palette
 from launch.retrieval.index_folder import Manifest
 
 
@@ -19,7 +18,7 @@ def render(name: str, manifest: Manifest, wants_token: bool, nonce: str) -> str:
     }
     splits = " and ".join(manifest.splits)
     lead = f"{manifest.num_images:,} images of the {splits} split, embedded in {num_subspaces} subspaces."
-    return html.render(
+    return pages.render(
         "retrieval/page.html.j2",
         ("report/report.css", "retrieval/page.css"),
         name=name,

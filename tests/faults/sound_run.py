@@ -18,7 +18,7 @@ from launch.config import checked, dump_config, stored_config
 from launch.ledger import Ledger
 from launch.ray_submit import packed, unpacked
 from launch.report.collect import read_run
-from launch.report.html import Gallery
+from launch.report.gallery import Gallery
 from launch.report.page import render
 from launch.status import known_status, write_status
 from launch.status_view import view
