@@ -21,6 +21,7 @@ from tyro.extras import SubcommandApp
 from data_shards.errors import UserError
 from launch.cli_bench import bench
 from launch.cli_compare import compare
+from launch.cli_dashboard import dashboard
 from launch.cli_export import export
 from launch.cli_localise import localise
 from launch.cli_retrieval import index, search, serve
@@ -112,21 +113,37 @@ def evaluate(
 
 
 @app.command
-def status(run: Positional[Path], /, *, as_json: Annotated[bool, arg(name="json")] = False) -> int:
+def status(
+    run: Positional[Path],
+    /,
+    *,
+    watch: bool = False,
+    every: float = 2.0,
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> int:
     """Show what a run is doing.
 
     Args:
         run: the run folder.
+        watch: follow it until it ends, or Ctrl-C.
+        every: seconds between two looks.
         as_json: print status.json.
     """
-    from launch.status import read_status, render_status
-
+    if not 0.1 <= every <= 3600:
+        raise UserError(f"--every must be 0.1 to 3600 seconds, got {every:g}")
     if as_json:
+        from launch.status import read_status
+
         print(json.dumps(read_status(run)))
         return 0
     from rich.console import Console
 
-    Console().print(render_status(run))
+    from launch import status_view
+
+    if watch:
+        status_view.watch(run, every)
+    else:
+        Console().print(status_view.view(run)[1])
     return 0
 
 
@@ -183,6 +200,7 @@ def completion(shell: Positional[Literal["bash", "zsh", "fish"]], /) -> int:
 
 
 app.command(compare)
+app.command(dashboard)
 app.command(bench)
 app.command(segment)
 app.command(explain)

@@ -122,14 +122,15 @@ def serve(
     ):
         if not 1 <= value <= most:
             raise UserError(f"--{name} must be 1 to {most}, got {value}")
-    if not 0 <= port < 1 << 16:
-        raise UserError(f"--port must be 0 to 65535, got {port}")
+    from launch import listening
+
+    listening.check_port(port)
     from launch.retrieval import serving
     from launch.trained import config_of
 
-    address = serving.Address(host, port, serving.token_of(token_env))
+    address = listening.Address(host, port, listening.token_of(token_env))
     config = config_of(run)  # pins what torch reads when it is imported
-    serving.check_address(address)
+    listening.check_address(address, "search")
     serving.check_installed()
     serving.serve(run, config, index or run / "index", address, serving.Pool(replicas, queued), max_upload_mib << 20)
     return 0

@@ -53,7 +53,7 @@ def launch_id() -> str:
 
 def _identity(pid: int) -> dict[str, Any]:
     """Return what tells a process from all others, also on other machines and after a reboot."""
-    return {"machine": _machine(), "pid": pid, "started": _started(pid)}
+    return {"machine": this_machine(), "pid": pid, "started": _started(pid)}
 
 
 def _started(pid: int) -> float:
@@ -66,7 +66,7 @@ def _started(pid: int) -> float:
     return 0.0
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Return a name for where process ids mean the same: this boot of this machine, and this container."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -113,7 +113,7 @@ class Ledger:
     def _alive(self, attempt: history.Attempt) -> bool:
         """Return whether the holder of the lease lives; takes `PATIENCE_S` to be sure that it does not."""
         owner = {name: attempt.owner[name] for name in ("machine", "pid", "started")}
-        if owner["machine"] == _machine() and _identity(owner["pid"]) != owner:
+        if owner["machine"] == this_machine() and _identity(owner["pid"]) != owner:
             return False
         beat, deadline = self._beat(attempt.number), time.monotonic() + PATIENCE_S
         first = _content(beat)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,12 @@ class RunRecorder(SilentRecorder):
         self.events = (run / "events.jsonl").open("a", buffering=1)
         self.trackers = trackers
         self.display = _Display()
+        self.busy_with: str | None = None
 
     def step(self, line: dict[str, Any]) -> None:
         """Write one line of a training step."""
         self.metrics.write(json.dumps(line) + "\n")
-        self.display.advance(f"loss {line['loss']:.4f}  {line['images_per_s']:.0f} images/s")
+        self.display.advance(f"epoch {line['epoch']}  loss {line['loss']:.4f}  {line['images_per_s']:.0f} images/s")
         if line["step"] % 10 == 0:
             shown = {name: line[name] for name in ("loss", "lr", "images_per_s")} | line.get("terms", {})
             self.trackers.scalars({f"train/{name}": value for name, value in shown.items()}, line["step"])
@@ -129,6 +131,7 @@ class RunRecorder(SilentRecorder):
         write_status(
             self.run,
             state=status,
+            phase=self.busy_with if status == "running" else None,
             epoch=state.epoch,
             step=state.step,
             num_subspaces=state.partition.num_subspaces,
@@ -138,8 +141,11 @@ class RunRecorder(SilentRecorder):
         )
 
     def phase(self, text: str, total: int | None = None) -> None:
-        """Name what is going on; `total` steps are expected."""
+        """Name what is going on, also for readers of status.json; `total` steps are expected."""
+        self.busy_with = text
         self.display.phase(text, total)
+        with suppress(OSError):  # a full disk ends no run that has nothing to lose by it
+            write_status(self.run, phase=text)
 
     def close(self) -> None:
         """Flush and close everything."""

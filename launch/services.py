@@ -9,7 +9,6 @@ own in a file that only its owner may read. A Ray of one machine listens on its 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import secrets
 import socket
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster.controller import ControllerCore
 from cluster.journal import Journal
@@ -25,6 +23,7 @@ from cluster.local import LocalCluster
 from data_shards.errors import UserError
 from launch import build
 from launch.config import RunConfig
+from launch.listening import is_loopback
 from trainer import distributed
 
 ADDRESS = "SUBSPACE_RAY_ADDRESS"
@@ -61,16 +60,6 @@ def refuse_open_ray(address: str) -> None:
         f"Ray at {address} would let anybody who reaches it run code (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}):"
         " set RAY_AUTH_MODE=token on every machine, with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     )
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether only processes of this machine reach HOST, HOST:PORT or a URL of it; False when in doubt."""
-    host = urlsplit(address if "//" in address else f"//{address}").hostname
-    try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)} if host else set()
-    except OSError:
-        return False
-    return bool(found) and all(ipaddress.ip_address(ip).is_loopback for ip in found)
 
 
 @contextmanager

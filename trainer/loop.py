@@ -136,7 +136,7 @@ class Loop:
         batches = order.batches(
             self.options.seed, state.epoch, labels, self.train_split.labels, num_subspaces, self.rule
         )
-        self.recorder.phase(f"epoch {state.epoch}", len(batches))
+        self.recorder.phase("training", len(batches))
         position = batch_slice(
             self.rule.batch_size, self.engine.num_pieces, distributed.rank(), distributed.world_size()
         )

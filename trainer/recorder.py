@@ -8,7 +8,10 @@ from trainer.state import RunState
 
 
 class Recorder(Protocol):
-    """Lines of steps and epochs, events, and what is going on; only rank 0's does anything."""
+    """Lines of steps and epochs, events, and what is going on; only rank 0's does anything.
+
+    A `phase` is clustering, training, validation or final scores.
+    """
 
     def step(self, line: dict[str, Any]) -> None: ...
     def epoch(self, line: dict[str, Any]) -> None: ...

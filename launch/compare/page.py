@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_text
+from launch import pages
 from launch.compare import figures, words
 from launch.compare.comparison import Block, Comparison
 from launch.compare.results import title
 from launch.compare.runner import command
-from launch.report import html
-from launch.report.html import Gallery, Picture
-from launch.report.tables import spoken
+from launch.report.gallery import Gallery, Picture
+from launch.spoken import spoken
 from launch.yaml_file import read_text
 
 
@@ -29,7 +29,7 @@ def write(comparison: Comparison, sweep_path: Path) -> Path:
 def render(comparison: Comparison, sweep_path: Path, gallery: Gallery) -> str:
     """Return the page; its figures are left in `gallery`."""
     sweep = comparison.sweep
-    return html.render(
+    return pages.render(
         "compare/compare.html.j2",
         ("report/report.css", "compare/compare.css"),
         name=sweep.name,

@@ -13,7 +13,7 @@ from launch.compare import words
 from launch.compare.cells import Cell
 from launch.compare.results import Result, read_result, split_of, title
 from launch.compare.sweep_file import Sweep
-from launch.report.tables import spoken
+from launch.spoken import spoken
 
 
 def say(text: str) -> None:

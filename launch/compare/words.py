@@ -8,7 +8,8 @@ from launch.compare.comparison import Block, Comparison, Row
 from launch.compare.results import title, why_missing
 from launch.compare.summary import DIGITS, Summary
 from launch.compare.sweep_file import Sweep
-from launch.report.tables import UNKNOWN, shown, spoken
+from launch.report.tables import UNKNOWN, shown
+from launch.spoken import spoken
 
 COST_TITLES = ("K", "steps", "wall time")
 CLAIM = "Does it keep up without a search for K"

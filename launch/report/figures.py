@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from launch import palette
 from launch.report import lineage, theme
 from launch.report.collect import Record, Run, score
 
@@ -182,7 +183,7 @@ def _mark_moments(axes: Axes, run: Run, num_dims: int, end: float) -> None:
 
 def _band(axes: Axes, band: lineage.Band, num_dims: int, end: float) -> None:
     """Draw one band, a hair too long so that no seam shows, with its width where there is room for it."""
-    colour, gap = theme.subspace_colour(band.subspace), num_dims * 0.005
+    colour, gap = palette.subspace_colour(band.subspace), num_dims * 0.005
     low, high = band.low + gap, band.low + band.width - gap
     axes.fill_between([band.start, band.end + 0.001 * end], low, high, color=colour, linewidth=0)
     if band.end < end and band.width > 0.09 * num_dims and band.end - band.start > 0.1 * end:
@@ -217,7 +218,7 @@ def cluster_figure(run: Run, width: float = NARROW) -> Figure | None:
     tops = np.vstack([np.zeros(len(events)), share.T.cumsum(axis=0)])
     for subspace in range(num_subspaces):
         low, high = (np.append(t, t[-1]) for t in (tops[subspace], tops[subspace + 1]))
-        axes.fill_between(edges, low, high, step="post", color=theme.subspace_colour(subspace), linewidth=0)
+        axes.fill_between(edges, low, high, step="post", color=palette.subspace_colour(subspace), linewidth=0)
     axes.set_title("Training images per subspace")
     axes.set_ylim(0, 1)
     axes.grid(False)

@@ -6,12 +6,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from data_shards.errors import intact
 from data_shards.files import write_text
-from launch.report import figures, html, lineage, maps, panels, protocols, tables, theme, thumbnails
+from launch import pages
+from launch.report import (
+    calibration,
+    data_card,
+    figures,
+    galleries,
+    hardest,
+    hover,
+    lineage,
+    maps,
+    panels,
+    protocols,
+    settings,
+    tables,
+    theme,
+    thumbnails,
+)
 from launch.report.collect import SPLITS, Evaluation, Record, Run, read_run, score
-from launch.report.html import Gallery, Picture
+from launch.report.gallery import Gallery, Picture
+from launch.report.thumbnails import Thumbnails
 
 MAX_CONFIG_CHARS = 200_000  # a config.yaml is a few kB; whatever else lies there must not make the page unopenable
 
@@ -35,7 +53,8 @@ def write_report(run: Path | str) -> Path:
 def render(run: Run, gallery: Gallery) -> str:
     """Return the page as HTML; its figures are left in `gallery`."""
     factors, information = tables.information_rows(run)
-    return html.render(
+    opened, note = thumbnails.open_thumbnails(run, run.pictured.split) if run.pictured else (None, "")
+    return pages.render(
         "report/report.html.j2",
         ("report/report.css",),
         short=maps.short,
@@ -58,9 +77,11 @@ def render(run: Run, gallery: Gallery) -> str:
         growth=growth_picture(run, gallery),
         growths=tables.growth_rows(run),
         clusters=list(cluster_pictures(run, gallery)),
-        embedding=embedding_section(run, gallery),
-        pictures=picture_section(run),
+        embedding=embedding_section(run, gallery, opened),
+        pictures=picture_section(run, opened, note),
+        data=data_card.data_card(run),
         facts=tables.fact_rows(run),
+        settings=settings.settings_diff(run),
         config=run.config_text[:MAX_CONFIG_CHARS],
     )
 
@@ -172,8 +193,8 @@ def cluster_pictures(run: Run, gallery: Gallery) -> Iterator[Picture]:
     yield from (p for p in (sizes, stability) if p)
 
 
-def embedding_section(run: Run, gallery: Gallery) -> Record | None:
-    """Return confusion and maps of the pictured split, None without vectors."""
+def embedding_section(run: Run, gallery: Gallery, opened: Thumbnails | None) -> Record | None:
+    """Return confusion, votes and maps of the pictured split, None without vectors."""
     evaluation = run.pictured
     if evaluation is None or evaluation.arrays is None or len(evaluation.arrays.labels) < 4:
         return None
@@ -194,14 +215,33 @@ def embedding_section(run: Run, gallery: Gallery) -> Record | None:
             f"Histogram of the recall@1 of the classes. {told or 'No mistakes'}.",
             f"How many of the {len(confusion.classes):,} classes have which recall@1.",
         )
+    drawn, spots = _map_pictures(run, evaluation, gallery, opened)
     return {
         "split": evaluation.split,
         "matrix": matrix,
+        "hardest": hardest.hardest_rows(evaluation, confusion),
+        "votes": votes_picture(evaluation, gallery),
         "mistakes": [(name(a), name(b), count, f"{100 * rate:.0f} %") for a, b, count, rate in worst],
         "collapsed": not maps.has_shape(evaluation.arrays.vectors),
         "legend": legend(evaluation),
-        "maps": list(_map_pictures(run, evaluation, gallery)),
+        "maps": drawn,
+        "spots": spots,
     }
+
+
+def votes_picture(evaluation: Evaluation, gallery: Gallery) -> Picture | None:
+    """Return how often votes of the neighbours are right, by how many agree."""
+    assert evaluation.arrays is not None
+    votes = calibration.neighbour_votes(evaluation.arrays)
+    number = evaluation.arrays.neighbours.shape[1]
+    told = f"expected calibration error {votes.error():.3f}"
+    return gallery.add(
+        "calibration",
+        lambda width: calibration.calibration_figure(votes, width),
+        f"Rate of right votes by the share of neighbours that agree; {told}.",
+        f"The class of most of the {number} nearest neighbours against how many of them agree; small: queries. On the "
+        f"dotted line a share is the chance of being right ({told}).",
+    )
 
 
 def legend(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -213,12 +253,15 @@ def legend(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [*named, (theme.REST, _plural(others, "other class", "other classes"))] if others else named
 
 
-def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterator[Picture]:
+def _map_pictures(
+    run: Run, evaluation: Evaluation, gallery: Gallery, opened: Thumbnails | None
+) -> tuple[list[Picture], list[hover.Spot]]:
+    """Return PCA and t-SNE, and the places of the latter that show their image."""
     assert evaluation.arrays is not None
     rows = maps.sample_rows(len(evaluation.arrays.labels), maps.MAX_TSNE_POINTS, run.seed)
     vectors, labels = evaluation.arrays.vectors[rows], evaluation.arrays.labels[rows]
     if not maps.has_shape(vectors):
-        return
+        return [], []
     which = f"{len(rows):,} {evaluation.split} images by class"
     flat, share = maps.pca_map(vectors)
     neighbourly = maps.tsne_map(vectors, run.seed)
@@ -228,23 +271,31 @@ def _map_pictures(run: Run, evaluation: Evaluation, gallery: Gallery) -> Iterato
         f"Scatter plot of {which}, first two principal components.",
         f"{which}: the plane of largest variance, {100 * share.sum():.0f} % of the whole.",
     )
+    found: list[hover.Spot] = []
+
+    def draw(width: float) -> Figure:
+        figure = maps.map_figure(evaluation, neighbourly, labels, "t-SNE")
+        if opened is not None:
+            found[:] = hover.spots(figure, neighbourly, rows, evaluation, opened, run.seed)
+        return figure
+
     tsne = gallery.add(
         "tsne",
-        lambda width: maps.map_figure(evaluation, neighbourly, labels, "t-SNE"),
+        draw,
         f"t-SNE map of {which}.",
         f"{which}: images that are neighbours in the embedding are drawn near each other. Distances between groups "
         "mean little.",
     )
-    yield from (p for p in (pca, tsne) if p)
+    return [p for p in (pca, tsne) if p], found
 
 
-def picture_section(run: Run) -> Record:
-    """Return retrieval panels and attention overlays, or the reason why there are none."""
+def picture_section(run: Run, opened: Thumbnails | None, note: str) -> Record:
+    """Return retrieval panels, galleries of subspaces and attention overlays, or the reason why there are none."""
     evaluation = run.pictured
-    empty: Record = {"right": [], "wrong": [], "overlays": [], "note": "", "tiny": False, "share": "", "split": ""}
+    empty: Record = {"right": [], "wrong": [], "overlays": [], "galleries": []}
+    empty |= {"note": "", "tiny": False, "share": "", "split": ""}
     if evaluation is None or evaluation.arrays is None:
         return empty
-    opened, note = thumbnails.open_thumbnails(run, evaluation.split)
     if opened is None:
         return empty | {"note": note}
     right, wrong = panels.retrieval_panels(evaluation, opened, run.seed)
@@ -253,7 +304,8 @@ def picture_section(run: Run) -> Record:
         "right": right,
         "wrong": wrong,
         "overlays": panels.attention_overlays(evaluation, opened, run.seed),
-        "tiny": bool(right or wrong) and opened.tiny,
+        "galleries": galleries.subspace_galleries(evaluation, opened, run.seed),
+        "tiny": opened.tiny,
         "note": "" if right or wrong else "Pictures are left out: the shards do not hold the images of this run.",
         "share": f"{int((correct & counts).sum()):,} of {int(counts.sum()):,}",
         "split": evaluation.split,

@@ -19,8 +19,9 @@ from PIL import Image
 from data_shards import keyed
 from data_shards.evaluation import image_view
 from data_shards.files import write_text
-from launch.report import figures, html, theme
-from launch.report.html import Gallery
+from launch import pages
+from launch.report import figures, theme
+from launch.report.gallery import Gallery
 from launch.report.likeness import as_picture, show
 from launch.report.thumbnails import overlay
 from trainer.segmentation.protocol import Result
@@ -74,7 +75,7 @@ def render(found: Segmented, gallery: Gallery, name: str) -> str:
         f"Best, median and worst images by the Dice of {NAMES[found.results[0].method.name]}. Blue: true outline;"
         " orange: predicted. Maps are brightest where their network looks, each scaled to its own range.",
     )
-    return html.render(
+    return pages.render(
         "report/segmentation.html.j2",
         ("report/report.css",),
         name=name,

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from launch.report import figures, lineage, theme
+from launch import palette
+from launch.report import figures, lineage
 from launch.report.collect import SPLITS, Record, Run, score
+from launch.spoken import spoken
 from launch.status import timestamp
 
 METRICS = (
@@ -76,7 +78,7 @@ def subspace_rows(run: Run) -> list[Record]:
         rows.append(
             {
                 "name": f"S{k + 1}",
-                "colour": theme.subspace_colour(k),
+                "colour": palette.subspace_colour(k),
                 "width": width,
                 "share": UNKNOWN if share is None else f"{100 * share:.0f} %",
                 "recall": shown(score(block, "recall@1" if "recall" in block else "recall_at_1")),
@@ -99,7 +101,7 @@ def information_rows(run: Run) -> tuple[list[str], list[Record]]:
     if not isinstance(whole, dict) or not whole:
         return [], []
     names = sorted(whole)
-    told = [(f"S{k + 1}", theme.subspace_colour(k), block.get("information") or {}) for k, block in enumerate(blocks)]
+    told = [(f"S{k + 1}", palette.subspace_colour(k), block.get("information") or {}) for k, block in enumerate(blocks)]
     lines = [*(told if len(told) > 1 else []), ("all", "", whole)]
     return names, [
         {"name": name, "colour": colour, "cells": [_cell(found.get(factor)) for factor in names]}
@@ -140,16 +142,6 @@ def duration_s(run: Run) -> float | None:
     """Return the seconds from the first event to the last, pauses between attempts included."""
     moments = [m for m in (timestamp(e.get("time")) for e in run.events) if m is not None]
     return max(moments) - min(moments) if len(moments) > 1 else None
-
-
-def spoken(seconds: float) -> str:
-    """Return a duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest:02d} min"
 
 
 def fact_rows(run: Run) -> list[tuple[str, str]]:

@@ -26,10 +26,6 @@ _NAMES = {INK: "--ink", MUTED: "--muted", HAIR: "--hair", PAPER: "--paper"}
 
 ACCENT = "#2f6fb3"
 SERIES = ("#2f6fb3", "#bd6319", "#2f8564", "#8a63b5")  # curves: blue, orange, green, violet
-# Subspaces in the order of their birth: one ramp from cold to warm, so that colour alone tells old from young.
-SUBSPACES = (
-    "#3669b0", "#2f8fb0", "#3aa68c", "#86b052", "#d9b13b", "#e08a35", "#d2603f", "#b3476b", "#7d4a9a", "#6b6f86",
-)  # fmt: skip
 # Classes: ten hues that keep apart for colour-blind readers and on black and white (after Tol 2021, "Colour schemes").
 CLASSES = (
     "#4477aa", "#ee7733", "#228833", "#cc3355", "#aa6fc5", "#a8803a", "#33a9c4", "#e57fb0", "#8a9a1f", "#7a7f8c",
@@ -88,10 +84,6 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of width x height inches and its axes, without pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def subspace_colour(subspace: int) -> str:
-    return SUBSPACES[subspace % len(SUBSPACES)]
 
 
 def quiet(axes: Axes) -> None:

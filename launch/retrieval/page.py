@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.report import html, theme
+from launch import pages, palette
 from launch.retrieval.index_folder import Manifest
 
 
@@ -12,13 +12,13 @@ def render(name: str, manifest: Manifest, wants_token: bool, nonce: str) -> str:
     facts = {
         "wants_token": wants_token,
         "subspaces": [
-            {"name": f"S{k + 1}", "colour": theme.subspace_colour(k), "width": width}
+            {"name": f"S{k + 1}", "colour": palette.subspace_colour(k), "width": width}
             for k, width in enumerate(manifest.widths)
         ],
     }
     splits = " and ".join(manifest.splits)
     lead = f"{manifest.num_images:,} images of the {splits} split, embedded in {num_subspaces} subspaces."
-    return html.render(
+    return pages.render(
         "retrieval/page.html.j2",
         ("report/report.css", "retrieval/page.css"),
         name=name,

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data_shards.errors import UserError
 from launch.config import RunConfig
+from launch.listening import Address, bound, told
 
 _MOST_CONNECTIONS = 256  # each may hold a body in memory
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to listen, and the token that requests need; "" is none."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -36,26 +27,6 @@ class Pool:
     replicas: int = 1
     queued: int = 64
     timeout_s: float = 30.0
-
-
-def token_of(variable: str | None) -> str:
-    """Return the token in an environment variable. Raises UserError when it is not there, or too short to be one."""
-    if variable is None:
-        return ""
-    token = os.environ.get(variable, "")
-    if len(token) < 16:
-        raise UserError(f"the environment variable {variable} must hold a token of at least 16 characters")
-    return token
-
-
-def check_address(address: Address) -> None:
-    """Raise UserError for a place that others reach without a token: whoever reaches it sees patients' images."""
-    from launch.services import is_loopback
-
-    if not address.token and not is_loopback(address.host):
-        raise UserError(
-            f"--host {address.host} lets other machines search; set a token with --token-env NAME, or use 127.0.0.1"
-        )
 
 
 def check_installed() -> None:
@@ -86,7 +57,7 @@ def serve(run: Path, config: RunConfig, folder: Path, address: Address, pool: Po
     originals = Originals(run, manifest, open_images(folder, manifest), build.transform(config))
     with ExitStack() as ends:
         ends.enter_context(_ended_by_sigterm())
-        listener = ends.enter_context(_bound(address))
+        listener = ends.enter_context(bound(address))
         private = ends.enter_context(tempfile.TemporaryDirectory(prefix="serve-"))
         ends.enter_context(ray_at(None, Path(private), LOOPBACK))
         from launch import ray_serve  # after: Ray reads the authentication mode once, when it is imported
@@ -101,8 +72,7 @@ def _run(app: Any, listener: socket.socket) -> None:
     import uvicorn
 
     listener.listen()  # before the address is told: who connects now waits for the loop
-    host, port = listener.getsockname()[:2]
-    print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    print(f"serving at {told(listener)}", flush=True)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -114,23 +84,6 @@ def _run(app: Any, listener: socket.socket) -> None:
         timeout_graceful_shutdown=5,
     )
     uvicorn.Server(config).run(sockets=[listener])
-
-
-@contextmanager
-def _bound(address: Address) -> Iterator[socket.socket]:
-    """Bind now, so that a place that is taken costs a sentence and not a start of Ray; nobody is let in before."""
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-    except OSError as error:
-        raise UserError(f"cannot listen on {address.host}: {error.strerror}") from None
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(place)
-        except OSError as error:
-            raise UserError(f"cannot listen on {address.host}:{address.port}: {error.strerror}") from None
-        yield listener
 
 
 @contextmanager

@@ -5,20 +5,17 @@
     GET  /images/SAMPLE_ID    a small picture                          GET /metrics     for Prometheus
 
 A body is read up to its limit and no further; what cannot be answered gets a sentence in `detail`. With a token
-everything but the page (which holds no data) and /health wants it. Without one only requests for a loopback host are
-answered, so that a web site whose name is pointed at 127.0.0.1 reads nothing.
+everything but the page (which holds no data) and /health wants it; without one see launch/listening.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
 
+from launch.listening import brings, is_for_loopback, page_rules
 from launch.retrieval import answer
 from launch.retrieval.answer import Answer, Refused
 from launch.retrieval.originals import Originals
@@ -163,9 +161,7 @@ def _add_pages(app: FastAPI, service: Service, meters: Meters) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
-        rules = f"default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
-        rules += f"style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        return HTMLResponse(service.page(nonce), headers={"Content-Security-Policy": rules})
+        return HTMLResponse(service.page(nonce), headers={"Content-Security-Policy": page_rules(nonce)})
 
 
 def _add_guards(app: FastAPI, service: Service, meters: Meters) -> None:
@@ -173,7 +169,7 @@ def _add_guards(app: FastAPI, service: Service, meters: Meters) -> None:
     async def guard(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         started, status = time.perf_counter(), 500
         try:
-            if service.token or _is_for_loopback(request):
+            if service.token or is_for_loopback(request.headers.get("host", "")):
                 response = await call(request)
             else:
                 response = _refusal(403, "this service answers requests for a loopback host only; it has no token")
@@ -205,19 +201,10 @@ def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) 
 
 def _token_check(token: str) -> Callable[[Request], None]:
     def check(request: Request) -> None:
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if token and not (kind.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())):
+        if not brings(token, request.headers.get("authorization", "")):
             raise Refused("send the token of this service: Authorization: Bearer TOKEN", 401)
 
     return check
-
-
-def _is_for_loopback(request: Request) -> bool:
-    try:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    except ValueError:
-        return False
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
 async def _body(request: Request, service: Service) -> bytes:

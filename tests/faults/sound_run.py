@@ -18,9 +18,10 @@ from launch.config import checked, dump_config, stored_config
 from launch.ledger import Ledger
 from launch.ray_submit import packed, unpacked
 from launch.report.collect import read_run
-from launch.report.html import Gallery
+from launch.report.gallery import Gallery
 from launch.report.page import render
-from launch.status import known_status, render_status, write_status
+from launch.status import known_status, write_status
+from launch.status_view import view
 from tests.launch.report.make_run import make_run
 from trainer.checkpoint import CheckpointStore
 from trainer.state import RunState
@@ -98,7 +99,7 @@ def read_ledger(run: Path) -> None:
 
 def read_status_file(run: Path) -> None:
     known_status(run)
-    render_status(run)
+    view(run)
 
 
 def read_report(run: Path) -> None:

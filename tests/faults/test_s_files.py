@@ -21,7 +21,7 @@ from data_shards.reader import open_shards
 from launch.config import load_config
 from launch.record import PrintableLines
 from launch.report.collect import read_run
-from launch.report.html import Gallery
+from launch.report.gallery import Gallery
 from launch.report.page import render
 from launch.status import read_status, write_status
 from launch.sweep import points

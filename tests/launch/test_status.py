@@ -6,21 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from data_shards.errors import UserError
 from launch import status
-
-
-def rendered(run: Path) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(status.render_status(run))
-    return console.export_text()
 
 
 def test_fields_not_named_keep_their_value(tmp_path: Path) -> None:
@@ -111,29 +103,12 @@ def test_the_command_refuses_what_is_no_run(arguments: list[str], capsys: pytest
     assert err.count("\n") == 1
 
 
-def test_render_shows_what_is_known(tmp_path: Path) -> None:
-    status.write_status(tmp_path, state="failed", epoch=4, step=77, num_subspaces=2, exit_code=4, reason="loss [nan]")
-    assert "failed" in rendered(tmp_path)
-    assert "loss [nan] (exit code 4)" in rendered(tmp_path)
-    scores: dict[str, object] = {"recall": {"1": 0.912}, "macro_recall_at_1": 0.9, "map_at_r": 0.25}
-    scores |= {"nmi": {"mean": 0.456}, "ami": {"mean": 0.4}}
-    lines: list[dict[str, object]] = [{"epoch": 4, "step": 77, "loss": 0.1234, "images_per_s": 321.4}]
-    lines.append({"epoch": 4, "validation": scores})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"epoch": 5, "st')
-    growth = {"time": time.time() - 7300, "event": "growth", "epoch": 3, "widths": [90, 38]}
-    (tmp_path / "events.jsonl").write_text(json.dumps(growth) + "\n")
-    text = rendered(tmp_path)
-    for part in ("4, step 77", "0.1234", "321 images/s", "0.912", "0.456", "90 38", "2 h ago", "growth"):
-        assert part in text
-
-
-def test_tail_records_reads_the_end_of_a_long_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in range(5000)))
-    steps = [r["step"] for r in status.tail_records(path, max_bytes=1000)]
-    assert steps == list(range(5000 - len(steps), 5000))
-    assert 50 < len(steps) < 100
-    assert status.tail_records(tmp_path / "none") == []
+def test_a_phase_is_gone_with_its_state(tmp_path: Path) -> None:
+    status.write_status(tmp_path, state="running", phase="clustering")
+    assert status.write_status(tmp_path, step=4)["phase"] == "clustering"
+    assert status.write_status(tmp_path, state="running")["phase"] is None
+    status.write_status(tmp_path, phase="validation")
+    assert status.write_status(tmp_path, state="failed", exit_code=4)["phase"] is None
 
 
 def test_timestamp_reads_numbers_and_iso_text() -> None:

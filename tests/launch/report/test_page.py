@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from data_shards.errors import DataIntegrityError, UserError
+from data_shards.info import info
 from launch.report import write_report
 from tests.launch.report.make_run import make_run
 
 VOID = {"meta", "link", "img", "source", "br", "input"}
-PLOTS = {"loss", "scores", "growth", "clusters", "stability", "confusion", "pca", "tsne"}
+PLOTS = {"loss", "scores", "growth", "clusters", "stability", "confusion", "calibration", "pca", "tsne"}
 
 
 class Page(HTMLParser):
@@ -64,7 +66,7 @@ def test_every_section_and_plot_is_there(page: Page, digit_run: Path) -> None:
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     wanted = {"results", "training", "growth", "clusters", "embedding", "neighbours", "attention", "reproduce"}
-    assert wanted < set(ids)
+    assert wanted | {"galleries", "data"} < set(ids)
     assert {(a["href"] or "")[1:] for a in page.all("a")} <= set(ids)
     assert {p.stem for p in (digit_run / "plots").glob("*.png")} == PLOTS
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (digit_run / "plots").iterdir())
@@ -129,7 +131,7 @@ def test_one_subspace_without_test_split_maps_or_shards(tmp_path: Path) -> None:
     found = page_of(run)
     ids = {a.get("id") for _, a in found.tags}
     assert {"results", "training", "embedding", "reproduce"} < ids
-    assert not {"growth", "clusters", "neighbours", "attention"} & ids
+    assert not {"growth", "clusters", "neighbours", "galleries", "attention", "data"} & ids
     assert "Pictures are left out: the shard folder missing-shards is not here." in found.text
     assert "An embedding of 32 dimensions in 1 subspace." in found.text
 
@@ -227,3 +229,19 @@ def test_growth_after_the_kept_epoch_is_told(digit_run: Path, tmp_path: Path) ->
     found = page_of(run)
     assert "An embedding of 32 dimensions in 2 subspaces, grown in 1 split." in found.text
     assert "Training went on to 3 subspaces, but validation was best after epoch" in found.text
+
+
+def test_data_card_and_settings_are_of_the_files(digit_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "started" / "run"
+    shutil.copytree(digit_run, run)
+    for path in (run / "evaluation").glob("*.safetensors"):
+        path.unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(config | {"seed": 99}))
+    (run / "env.json").write_text(json.dumps({"command": ["subspace", "train", "preset.yaml", "seed=7"]}))
+    found = page_of(run)
+    assert "Settings that are not those of preset.yaml" in found.text
+    assert "seed 99 7" in found.text
+    counts = info(Path(config["data"]["shards"]))
+    assert f"all images {' '.join(f'{n:,}' for n in counts['num_images'].values())}" in found.text
+    assert "No image was rejected" in found.text

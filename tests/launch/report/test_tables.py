@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launch.report import figures, tables
 from launch.report.collect import Evaluation, Run
 
@@ -43,13 +41,6 @@ def test_subspaces_are_those_of_the_kept_weights() -> None:
         ("all", 8, "", "0.750"),
     ]
     assert {r["nmi"] for r in rows} == {tables.UNKNOWN}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(12.4, "12 s"), (300, "5 min"), (7260, "2 h 01 min"), (90000, "25 h 00 min")]
-)
-def test_durations_as_people_say_them(seconds: float, text: str) -> None:
-    assert tables.spoken(seconds) == text
 
 
 def test_flattened_names_leaves() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch import palette
 from launch.report import figures, theme
 
 
@@ -45,7 +46,7 @@ def test_spread_keeps_order_and_distance(positions: list[float]) -> None:
     assert sum(moved) == pytest.approx(sum(positions), abs=1e-6)
 
 
-@pytest.mark.parametrize("colour", [*theme.SUBSPACES, *theme.SERIES])
+@pytest.mark.parametrize("colour", [*palette.SUBSPACES, *theme.SERIES])
 def test_text_on_a_band_has_contrast(colour: str) -> None:
     def luminance(code: str) -> float:
         parts = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,16 +11,15 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from launch.retrieval.answer import Answer, Query
 from launch.retrieval.page import render
 from launch.retrieval.searcher import Searcher
 from launch.retrieval.web import Service, make_app
+from tests import browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE_MS = 60_000
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
+pytestmark = browser.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +44,8 @@ def address(run: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        opened = browser.new_page()
-        opened.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        complaints: list[Any] = []
-        opened.on("pageerror", lambda error: complaints.append(error))
-        opened.on("console", lambda message: complaints.append(message.text) if is_complaint(message) else None)
-        opened.goto(address)
-        yield opened
-        browser.close()
-        assert not complaints
-
-
-def is_complaint(message: Any) -> bool:
-    """A refused request is written to the console by the browser itself."""
-    return message.type == "error" and "Failed to load resource" not in message.text
+    with browser.opened(address) as page:
+        yield page
 
 
 def order(page: Page) -> list[str]:
@@ -105,15 +88,16 @@ def test_an_image_is_searched_and_the_ranking_follows_the_choices(page: Page, fi
 def test_what_is_no_image_is_said(page: Page, files: Path) -> None:
     page.set_input_files("#file", files / "images.csv")
     expect(page.locator("#status")).to_contain_text("The image cannot be used")
+    assert browser.findings(page) == []
     expect(page.locator("#found-block")).to_be_hidden()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360)])
-def test_it_fits_and_follows_the_readers_colours(page: Page, files: Path, scheme: Any, width: int) -> None:
+@pytest.mark.parametrize(("scheme", "width"), browser.SCREENS)
+def test_everybody_can_read_it(page: Page, files: Path, scheme: Any, width: int) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 800})
     page.set_input_files("#file", files / "001.png")
     answered(page, "12 neighbours")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert colour == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}[scheme]
+    assert browser.fits(page)
+    assert browser.background(page) == browser.BACKGROUNDS[scheme]
+    assert browser.findings(page) == []

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.errors import UserError
-from launch.retrieval.serving import Address, check_address, token_of
-
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -21,19 +18,6 @@ def test_other_machines_need_a_token(run: Path, cli: Cli, host: str) -> None:
     assert "--token-env" in err
     assert len(err.splitlines()) == 1
     assert not out
-    check_address(Address(host, 0, "a token of some length"))
-    check_address(Address("127.0.0.1"))
-
-
-def test_a_token_has_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert token_of(None) == ""
-    monkeypatch.setenv("SEARCH_TOKEN", "short")
-    for variable in ("SEARCH_TOKEN", "NO_SUCH_TOKEN"):
-        with pytest.raises(UserError, match=variable):
-            token_of(variable)
-    monkeypatch.setenv("SEARCH_TOKEN", "0123456789abcdef")
-    assert token_of("SEARCH_TOKEN") == "0123456789abcdef"
-    assert "0123456789" not in repr(Address(token=token_of("SEARCH_TOKEN")))
 
 
 def test_what_cannot_be_is_one_sentence(run: Path, cli: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every page is made of: a template, its style sheets, and figures embedded so that it needs no other file.
+"""The figures of a page, embedded so that it needs no other file.
 
 Every figure is an SVG image that follows the reader's light or dark page; wide ones have a second drawing for
 telephones. The same figures are kept as PNG, for papers and slides.
@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from launch.report import figures, theme
@@ -54,14 +51,3 @@ class Gallery:
         folder.mkdir(exist_ok=True)
         for name, content in self.plots.items():
             (folder / f"{name}.png").write_bytes(content)
-
-
-def render(template: str, styles: tuple[str, ...], **values: Any) -> str:
-    """Return the page of `template` (PACKAGE/NAME.html.j2) with the style sheets (PACKAGE/NAME.css) inside."""
-    packages = {name: PackageLoader("launch", name) for name in ("report", "compare", "retrieval")}
-    pages = Environment(
-        loader=PrefixLoader(packages), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    css = "".join(pages.get_template(name).render() for name in styles)
-    inside = Markup(css)  # noqa: S704 - ours; no quote in it may be escaped
-    return pages.get_template(template).render(css=inside, **values)
