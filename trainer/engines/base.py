@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ from trainer.optim import RateHolder
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("model", "optim", "average", "scale")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: what was not finite, so that it was not applied (None: nothing); its loss; and whether a rank
+    wishes to stop."""
+
+    fault: str | None
+    loss: float
+    stop: bool
 
 
 class Engine(ABC):
@@ -64,6 +75,7 @@ class Engine(ABC):
         self._leaf: Tensor | None = None
         self._rows = 0  # of a piece
         self._vectors_fine = self._loss_fine = torch.tensor(True)
+        self._loss = torch.zeros(())
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute the network in its precision."""
@@ -98,10 +110,11 @@ class Engine(ABC):
         """
         assert self._leaf is not None
         loss.backward()
+        self._loss = loss.detach()
         gradient = self._leaf.grad
         if gradient is None:
             gradient = torch.zeros_like(self._leaf)
-        self._loss_fine = loss.detach().isfinite() & gradient.isfinite().all()
+        self._loss_fine = self._loss.isfinite() & gradient.isfinite().all()
         for parameter in beside:
             if parameter.grad is not None:
                 self._loss_fine &= parameter.grad.isfinite().all()
@@ -111,25 +124,27 @@ class Engine(ABC):
         with distributed.stage("sum of the gradients"):
             self._send_back(local)
 
-    def _agree(self, gradients_fine: Tensor) -> finite.Verdict:
+    def _agree(self, gradients_fine: Tensor, stop: bool) -> finite.Verdict:
         """Return what the ranks together say of this step."""
-        return finite.agree(self._vectors_fine, self._loss_fine, gradients_fine)
+        return finite.agree(self._vectors_fine, self._loss_fine, gradients_fine, self._loss, stop)
 
-    def _outcome(self, verdict: finite.Verdict) -> str | None:
+    def _outcome(self, verdict: finite.Verdict) -> Outcome:
         """Return what `step` returns; the loss scale learns what it is to blame for."""
+        fine = verdict.fine
         if self.scale is not None and (verdict.fine or verdict.overflow):
-            return None if self.scale.update(verdict.fine) else verdict.cause
-        return None if verdict.fine else verdict.cause
+            fine = self.scale.update(verdict.fine)
+        return Outcome(None if fine else verdict.cause, verdict.loss, verdict.stop)
 
     @abstractmethod
     def _send_back(self, gradient: Tensor) -> None:
         """Take this rank's rows (n, D) of the leaf's gradient back through the network, and add up over the ranks."""
 
     @abstractmethod
-    def step(self) -> str | None:
-        """Apply the gradients; when something was not finite apply nothing, on no rank, and return what it was.
+    def step(self, stop: bool = False) -> Outcome:
+        """Apply the gradients; when something was not finite apply nothing, on no rank, and say what it was.
 
-        With fp16 a step that is left out to lower the loss scale is part of the method: None.
+        With fp16 a step that is left out to lower the loss scale is part of the method: no fault. `stop` is this rank's
+        wish, told to all without another wait.
         """
 
     def check_replicas(self, step: int, beside: Sequence[Tensor] = ()) -> None:

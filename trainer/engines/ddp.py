@@ -20,7 +20,7 @@ from data_shards import keyed
 from trainer import distributed
 from trainer.averaging import WeightAverage
 from trainer.engines import tree
-from trainer.engines.base import Engine, by_kind
+from trainer.engines.base import Engine, Outcome, by_kind
 from trainer.engines.scaling import unscale
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
@@ -106,12 +106,12 @@ class DDPEngine(Engine):
         known = dict(zip(itertools.chain(*nodes), sums, strict=True))
         return tree.add_up(0, self.num_pieces, known.get)
 
-    def step(self) -> str | None:
+    def step(self, stop: bool = False) -> Outcome:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if self.scale is not None:
             unscale(gradients, self.scale.value)
         norm = nn.utils.get_total_norm(gradients)  # not finite either when a square would not be
-        verdict = self._agree(norm.isfinite())
+        verdict = self._agree(norm.isfinite(), stop)
         if verdict.fine:
             self._apply(norm)
         return self._outcome(verdict)
@@ -168,4 +168,7 @@ class DDPEngine(Engine):
             parameter = parameters[parameter_name]
             if value.shape == parameter.shape:
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            self.optimiser.state[parameter][entry] = value.clone() if entry == "step" else value
+            if entry == "step":  # fused kernels count on the device, others on the host
+                fused = self.optimiser.param_groups[0].get("fused")
+                value = value.to(parameter.device if fused else "cpu", copy=True)
+            self.optimiser.state[parameter][entry] = value

@@ -47,7 +47,7 @@ def _trained(steps: int, pieces: int, cached: bool, deterministic: bool) -> dict
     engine = DDPEngine(make_model(), lambda m: make(m.parameters()), pieces, cached, deterministic)
     for _ in range(steps):
         engine.backward(global_loss(engine.embed(local_images(pieces), None)))
-        assert engine.step() is None
+        assert engine.step().fault is None
     named = {name: value.numpy() for name, value in engine.tensors().items()}
     named["gradient"] = torch.cat([p.grad.reshape(-1) for p in engine.model.parameters()]).numpy()
     return named
@@ -132,7 +132,7 @@ def _step(engine: DDPEngine, where: str) -> str | None:
         hook.remove()
     if where == "sum":
         next(engine.model.backbone.parameters()).grad.view(-1)[3] = torch.nan
-    return engine.step()
+    return engine.step().fault
 
 
 @pytest.mark.parametrize(
