@@ -7,7 +7,9 @@ batches, channels_last, bf16 autocast, fused Adam, no look at the loss. Ours is 
 that it does besides: keyed order and draws, checksums of what is read, agreement on what is finite, saliency,
 metrics.jsonl. Images are random, in shards written for the occasion.
 
-CPU seconds stand beside wall seconds: they change less with what else runs on the machine.
+With K above 1 also what a clustering takes, of all images or of those that training has not seen, as a share of the
+epoch. CPU seconds stand beside wall seconds: they change less with what else runs on the machine. A second argument is
+the share of the images, for a quick look.
 
 Legend: S images, B batch, K subspaces, D embedding width, C channels, P pixels of a side.
 """
@@ -44,7 +46,6 @@ from trainer.losses.margin import margin_loss
 from trainer.miners import nearest_beyond_cutoff
 from trainer.subspaces.partition import SubspacePartition
 
-STEPS = 40
 CONFIGS = Path(__file__).parents[1] / "configs"
 # name: configuration, train and validation images, classes
 SETTINGS = {
@@ -53,15 +54,15 @@ SETTINGS = {
 }
 
 
-def config_for(path: Path, shards: Path, num_subspaces: int) -> RunConfig:
+def config_for(path: Path, shards: Path, num_subspaces: int, steps: int, features: str = "penultimate") -> RunConfig:
     """Return a configuration of one process with K subspaces from the start and the published miner."""
     tree = read(path)
     tree["data"]["shards"] = str(shards)
     tree["model"]["num_subspaces"] = num_subspaces
     tree["objective"] = {"miner": {"name": "nearest_beyond_cutoff"}}
-    tree["train"] = {**tree["train"], "epochs": 100_000, "finetune_epoch": None, "steps_per_epoch": STEPS}
+    tree["train"] = {**tree["train"], "epochs": 100_000, "finetune_epoch": None, "steps_per_epoch": steps}
     tree["optim"] = {"lr": 1.0e-3}
-    tree["cluster"] = {"backend": "local", "recluster_every": 1}
+    tree["cluster"] = {"backend": "local", "recluster_every": 1, "features": features}
     tree["growth"] = {"enabled": False}
     tree["launch"] = {"nproc": 1, "threads": 1, "trackers": []}
     return checked(tree, str(path))
@@ -126,7 +127,7 @@ class Plain:
     def batches(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield subspaces in turn, each with rows of a few of its classes."""
         size, per_class = self.config.train.batch_size, self.config.train.samples_per_class
-        for step in range(STEPS):
+        for step in range(self.config.train.steps_per_epoch or 0):
             groups = self.by_class[k := step % len(self.by_class)]
             picks = self.random.choice(len(groups), size // per_class, replace=len(groups) < size // per_class)
             yield k, np.concatenate([self.random.choice(groups[i], per_class) for i in picks])
@@ -184,14 +185,15 @@ def on_both_clocks(way: Callable[[], Any], cpu: list[float]) -> Callable[[], Non
     return called
 
 
-def measure(name: str, num_subspaces: int, folder: Path, repeats: int) -> dict[str, Any]:
+def measure(name: str, num_subspaces: int, folder: Path, share: float, repeats: int) -> dict[str, Any]:
     """Return wall and CPU seconds of an epoch in both loops, and of what else ours does in an epoch."""
     path, counts, num_classes = SETTINGS[name]
-    shards = folder / "shards"
-    tree = read(path)["data"]
+    shards, tree = folder / "shards", read(path)
+    counts = (round(share * counts[0]), round(share * counts[1]))
     if not shards.exists():
-        write_random_shards(shards, counts, num_classes, tree["image_size"], tree.get("channels", 3))
-    config = config_for(path, shards, num_subspaces)
+        write_random_shards(shards, counts, num_classes, tree["data"]["image_size"], tree["data"].get("channels", 3))
+    steps = counts[0] // tree["train"]["batch_size"]
+    config = config_for(path, shards, num_subspaces, steps)
     with ExitStack() as ends:
         ours = Ours(config, folder / f"run-{num_subspaces}", ends)
         split = open_shards(shards).split("train")
@@ -199,17 +201,21 @@ def measure(name: str, num_subspaces: int, folder: Path, repeats: int) -> dict[s
         assignment = ours.loop.state.assignment
         zeros = np.zeros(len(split), np.int32)
         plain = Plain(config, images, split.labels, zeros if assignment is None else np.asarray(assignment.labels))
-        ways = {"ours": ours.train, "plain": plain.train, "cluster": ours.cluster, "validate": ours.validate}
+        ways = {"ours": ours.train, "plain": plain.train, "validate": ours.validate}
+        if num_subspaces > 1:
+            recycling = config_for(path, shards, num_subspaces, steps, "recycled")
+            other = Ours(recycling, folder / f"recycled-{num_subspaces}", ends)
+            ways |= {"cluster": ours.cluster, "ours, recycled": other.train, "cluster, recycled": other.cluster}
         for way in ways.values():
             way()  # warm
         cpu: dict[str, list[float]] = {each: [] for each in ways}
         wall = timing.interleaved({each: on_both_clocks(way, cpu[each]) for each, way in ways.items()}, repeats)
         distributed.shut_down()
-    rate = STEPS * config.train.batch_size / np.median(wall["ours"])
+    rate = steps * config.train.batch_size / np.median(wall["ours"])
     return {
         "setting": name,
         "num_subspaces": num_subspaces,
-        "steps": STEPS,
+        "steps": steps,
         "wall": timing.compared(wall, "plain"),
         "cpu": timing.compared(cpu, "plain"),
         "images_per_s": round(float(rate), 1),
@@ -218,11 +224,12 @@ def measure(name: str, num_subspaces: int, folder: Path, repeats: int) -> dict[s
 
 def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    share = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
     found = []
     for name in SETTINGS:
         with tempfile.TemporaryDirectory() as folder:
-            found += [measure(name, k, Path(folder), repeats=7) for k in (1, 4)]
-    timing.write(out, {"epochs": found})
+            found += [measure(name, k, Path(folder), share, repeats=5) for k in (1, 4)]
+    timing.write(out, {"share_of_images": share, "epochs": found})
 
 
 if __name__ == "__main__":

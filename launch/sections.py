@@ -160,6 +160,10 @@ class TrainSection(Section):
     engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
     channels_last: bool = True
+    checkpoint_activations: bool = Field(
+        False, description="keep a backbone's levels only, compute what lies between them again for backward"
+    )
+    compile: bool = Field(False, description="by torch.compile, for training; evaluation stays as it is")
     logical_shards: Count = Field(4, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite: Count = Field(3, description="steps in a row that may be skipped before the run stops")
@@ -187,7 +191,10 @@ class ClusterSection(Section):
 
     backend: Literal["ray", "local"] = "ray"
     index: Literal["auto", "faiss", "faiss-gpu", "torch"] = "auto"
-    features: Literal["penultimate", "embedding"] = "penultimate"
+    features: Literal["penultimate", "embedding", "recycled"] = Field(
+        "penultimate", description="pooled, of a pass over all images; recycled: pooled, of the training passes"
+    )
+    overlap: bool = Field(False, description="k-means runs beside an epoch, and its clusters are used from the next on")
     recluster_every: Count = 2
     recluster_after_growth: bool = True
     num_iterations: Count = 100

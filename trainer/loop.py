@@ -94,19 +94,22 @@ class Loop:
         """Return "completed", or "preempted" when stopped with everything saved."""
         self.recorder.status("running", self.state)
         if self.state.step == 0:
-            self.keeper.save()
+            self._save()
         while self.state.epoch < self.options.epochs:
             with distributed.stage(f"epoch {self.state.epoch}"):
                 if self.state.step_in_epoch == 0:
                     self.start_epoch()
                 if not self.train_epoch():
-                    self.keeper.save()
+                    self._save()
                     self.keeper.drain()
                     return "preempted"
                 self.end_epoch()
         self.keeper.drain()
         self.keeper.check_complete()
         return "completed"
+
+    def _save(self, best: bool = False) -> None:
+        self.keeper.save(self.reclustering.tensors(), best)
 
     # -- start of an epoch
 
@@ -116,8 +119,11 @@ class Loop:
         state.phase, state.frozen, state.loss_sum, state.num_losses = plan.phase, plan.frozen, 0.0, 0
         state.saliency.reset()
         if plan.phase == "full":
+            self.reclustering.forget()
             state.assignment = None
-        elif plan.recluster:
+            return
+        self.reclustering.adopt()
+        if plan.recluster:
             self.reclustering.run(plan)
 
     def _plan(self) -> EpochPlan:
@@ -168,7 +174,7 @@ class Loop:
             every = self.options.checkpoint_every_steps
             if every and state.step % every == 0 and not last:
                 with watch.paused():
-                    self.keeper.save()
+                    self._save()
             if stop and not last:
                 return False
         straggler = watch.straggler()
@@ -208,6 +214,7 @@ class Loop:
         if fault is not None:
             self._non_finite(fault, rows)
             return stop
+        self.reclustering.note(rows)
         state.skipped_in_a_row = 0
         state.loss_sum += loss
         state.num_losses += 1
@@ -255,7 +262,7 @@ class Loop:
             self._roll_back(change)
         state.epoch += 1
         state.step_in_epoch = 0
-        self.keeper.save(best=state.best["epoch"] == state.epoch - 1)
+        self._save(best=state.best["epoch"] == state.epoch - 1)
 
     def _validate(self) -> dict[str, Any] | None:
         state, options = self.state, self.options
@@ -304,6 +311,7 @@ class Loop:
 
     def _roll_back(self, rollback: Rollback) -> None:
         """Take a split back that did not pay."""
+        self.reclustering.forget()
         self.keeper.roll_back(rollback)
         self.recorder.event(
             "rollback",

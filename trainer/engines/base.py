@@ -76,6 +76,12 @@ class Engine(ABC):
         self._rows = 0  # of a piece
         self._vectors_fine = self._loss_fine = torch.tensor(True)
         self._loss = torch.zeros(())
+        self.features = torch.zeros(0)  # (n, F) of this rank's images in the last `embed`
+
+    @property
+    def counts(self) -> list[int]:
+        """How many rows of the batch each rank holds."""
+        return [len(run) * self._rows for run in self.runs]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute the network in its precision."""
@@ -83,8 +89,9 @@ class Engine(ABC):
         return torch.autocast(self.device.type, self.dtype if lower else torch.bfloat16, enabled=lower)
 
     @abstractmethod
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off."""
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off, and
+        their pooled features, without."""
 
     def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images.
@@ -95,11 +102,13 @@ class Engine(ABC):
         keeps = keep.split(self._rows) if keep is not None else [None] * len(self.own)
         self._inputs = list(zip(images.split(self._rows), keeps, strict=True))
         with torch.set_grad_enabled(not self.cached):
-            self._outputs = [self.forward(*piece) for piece in self._inputs]
+            outputs = [self.forward(*piece) for piece in self._inputs]
+        self._outputs = [vectors for vectors, _ in outputs]
+        self.features = torch.cat([features for _, features in outputs])
         local = torch.cat([output.detach() for output in self._outputs])
         self._vectors_fine = local.isfinite().all()
         with distributed.stage("gather of the vectors"):
-            whole = distributed.gather_runs(local, [len(run) * self._rows for run in self.runs])
+            whole = distributed.gather_runs(local, self.counts)
         self._leaf = torch.where(whole.isfinite(), whole, 0.0).requires_grad_()
         return self._leaf
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class DDPEngine(Engine):
         deterministic: reduce by the fixed tree instead of DistributedDataParallel.
         clip_norm: greatest gradient norm, or None.
         average_decay: decay of the running average of the weights; 0 keeps none.
+        compiler: a backend of torch.compile for the training passes, or None.
     """
 
     optimiser: torch.optim.Optimizer
@@ -49,20 +51,22 @@ class DDPEngine(Engine):
         precision: str = "fp32",
         clip_norm: float | None = None,
         average_decay: float = 0.0,
+        compiler: str | None = None,
     ) -> None:
         super().__init__(model, pieces, cached, precision)
         self.optimiser = make_optimiser(model)
         assert deterministic or len(set(map(len, self.runs))) == 1, "DistributedDataParallel needs equal ranks"
         assert cached or deterministic or len(self.own) == 1, "and takes several pieces one after another"
         self.deterministic, self.clip_norm = deterministic, clip_norm
-        self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
+        trained = model if compiler is None else cast(nn.Module, torch.compile(model, backend=compiler))
+        self.network: nn.Module = trained if deterministic else distributed.data_parallel(trained)
         self.average = WeightAverage(model, average_decay) if average_decay else None
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         network = self.network if torch.is_grad_enabled() else self.model
         with self.autocast():
-            vectors: Tensor = network(images, keep).vectors
-        return vectors.float()
+            embedded = network(images, keep)
+        return embedded.vectors.float(), embedded.features.detach()
 
     def _send_back(self, gradient: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -80,8 +84,8 @@ class DDPEngine(Engine):
         pieces = gradient.split(self._rows)
         with self.network.no_sync():  # type: ignore[operator]
             for inputs, piece in zip(self._inputs[:-1], pieces[:-1], strict=True):
-                self.forward(*inputs).backward(piece)
-        self.forward(*self._inputs[-1]).backward(pieces[-1])
+                self.forward(*inputs)[0].backward(piece)
+        self.forward(*self._inputs[-1])[0].backward(pieces[-1])
 
     def _backward_by_tree(self, gradient: Tensor) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -91,7 +95,7 @@ class DDPEngine(Engine):
             if node[1] - node[0] > 1:
                 return None
             i = node[0] - self.own.start
-            graph = self.forward(*self._inputs[i]) if self.cached else self._outputs[i]
+            graph = self.forward(*self._inputs[i])[0] if self.cached else self._outputs[i]
             return torch.cat([g.reshape(-1) for g in torch.autograd.grad(graph, parameters, pieces[i])])
 
         total = self._sum_over_ranks(leaf)

@@ -104,10 +104,10 @@ class DeepSpeedEngine(Engine):
         if zero_stage == 3:
             self._empty()
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with distributed.stage("fetch of the weights"):  # by stage 3
-            vectors: Tensor = self._engine(images, keep)
-        return vectors
+            vectors, features = self._engine(images, keep)
+        return vectors, features.detach()
 
     def _send_back(self, gradient: Tensor) -> None:
         gradient = gradient * distributed.world_size()  # DeepSpeed averages where we want the sum
@@ -117,7 +117,7 @@ class DeepSpeedEngine(Engine):
             self.optimiser.override_loss_scale(self.scale.value)  # type: ignore[attr-defined]
         pieces = gradient.split(self._rows)
         for i, (inputs, piece) in enumerate(zip(self._inputs, pieces, strict=True)):
-            output = self.forward(*inputs) if self.cached else self._outputs[i]
+            output = self.forward(*inputs)[0] if self.cached else self._outputs[i]
             self._engine.set_gradient_accumulation_boundary(i == len(self.own) - 1)
             # DeepSpeed starts from a scalar; the derivative of this one by the vectors is `piece`.
             self._engine.backward((output * piece).sum(), scale_wrt_gas=False)
@@ -229,10 +229,10 @@ class _Vectors(nn.Module):
         super().__init__()
         self.network, self.autocast = network, autocast
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            vectors: Tensor = self.network(images, keep).vectors
-        return vectors.float()
+            embedded = self.network(images, keep)
+        return embedded.vectors.float(), embedded.features
 
 
 def _library(timeout_s: float) -> Any:
