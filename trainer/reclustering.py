@@ -10,9 +10,10 @@ Legend: n rows of a block, F feature width, S training samples.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -174,11 +175,17 @@ class Reclustering:
 
 
 def _beside(work: Callable[[], KMeansResult]) -> Callable[[], KMeansResult]:
-    """Begin the work in a thread; return what waits for its result."""
-    executor = ThreadPoolExecutor(1, "k-means")
-    result = executor.submit(work).result
-    executor.shutdown(wait=False)
-    return result
+    """Begin the work in a thread; return what waits for its result. A rank that fails does not wait for the thread."""
+    result: Future[KMeansResult] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # raised again where the result is asked for
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="k-means", daemon=True).start()
+    return result.result
 
 
 def share_bad_images(split: SplitReader) -> None:

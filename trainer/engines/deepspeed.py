@@ -107,7 +107,7 @@ class DeepSpeedEngine(Engine):
     def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with distributed.stage("fetch of the weights"):  # by stage 3
             vectors, features = self._engine(images, keep)
-        return vectors, features.detach()
+        return vectors, features
 
     def _send_back(self, gradient: Tensor) -> None:
         gradient = gradient * distributed.world_size()  # DeepSpeed averages where we want the sum
@@ -232,7 +232,7 @@ class _Vectors(nn.Module):
     def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with self.autocast():
             embedded = self.network(images, keep)
-        return embedded.vectors.float(), embedded.features
+        return embedded.vectors.float(), embedded.features.detach()  # stage 3 counts the outputs that want a gradient
 
 
 def _library(timeout_s: float) -> Any:
