@@ -190,6 +190,7 @@ def measure(name: str, num_subspaces: int, folder: Path, share: float, repeats: 
     path, counts, num_classes = SETTINGS[name]
     shards, tree = folder / "shards", read(path)
     counts = (round(share * counts[0]), round(share * counts[1]))
+    num_classes = max(7, round(share * num_classes))
     if not shards.exists():
         write_random_shards(shards, counts, num_classes, tree["data"]["image_size"], tree["data"].get("channels", 3))
     steps = counts[0] // tree["train"]["batch_size"]

@@ -82,7 +82,7 @@ class DDPEngine(Engine):
             self._outputs[0].backward(gradient)
             return
         pieces = gradient.split(self._rows)
-        with self.network.no_sync():  # type: ignore[operator]
+        with distributed.on_its_own(self.network):
             for inputs, piece in zip(self._inputs[:-1], pieces[:-1], strict=True):
                 self.forward(*inputs)[0].backward(piece)
         self.forward(*self._inputs[-1])[0].backward(pieces[-1])
