@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from cluster.kmeans import KMeansResult
 from data_shards.errors import UserError
@@ -81,6 +80,8 @@ class Assignment:
 
     def mapping_to(self, previous: Assignment, num_subspaces: int | None = None, new_tail: int | None = None) -> Counts:
         """Return (K,) the id that each cluster of this assignment takes, see `aligned_to`."""
+        from scipy.optimize import linear_sum_assignment  # here: it takes as long to import as all of ours
+
         num_ids = max(self.num_subspaces, num_subspaces or 0)
         num_old = min(previous.num_subspaces, num_ids)
         table = contingency(self, previous)[:, :num_old]

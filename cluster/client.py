@@ -5,7 +5,7 @@ Ranks put their blocks into the object store while they embed, and offer the ref
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -61,8 +61,8 @@ class RayCluster:
         """Give the controller the state of a checkpoint."""
         self._controller("restore", dict(snapshot))
 
-    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
-        """Put the blocks as they come, then cluster the rows of all ranks; see `ClusterClient`."""
+    def begin(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> Callable[[], KMeansResult]:
+        """Put the blocks as they come, to have the rows of all ranks clustered; see `ClusterClient`."""
         try:
             stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks)]
         except (ObjectStoreFullError, OutOfDiskError):
@@ -70,7 +70,7 @@ class RayCluster:
         terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
         # The coordinator gives up a little earlier: it can say which rank or shard is missing.
         arguments = ((self.attempt, version), self._rank, self._world_size, terms, stored, 0.9 * self._timeout_s)
-        return KMeansResult.from_arrays(self._call("kmeans", "cluster", arguments, f"clustering {version}"))
+        return lambda: KMeansResult.from_arrays(self._call("kmeans", "cluster", arguments, f"clustering {version}"))
 
     def close(self) -> None:
         """Nothing of this rank is left in the actors."""

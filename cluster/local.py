@@ -6,6 +6,7 @@ Legend: n rows of a block, F feature width, S rows in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,9 +38,10 @@ class ClusterClient(Protocol):
 
     def restore(self, snapshot: Mapping[str, Any]) -> None: ...
 
-    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
-        """Called by every rank with its own blocks of ((n,) row ids, (n, F) features), streamed; every rank gets the
-        same result. Every row belongs to one rank."""
+    def begin(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> Callable[[], KMeansResult]:
+        """Called by every rank with its own blocks of ((n,) row ids, (n, F) features), streamed; returns when they are
+        handed over, with a function that clusters them, in any thread: every rank gets the same result. Every row
+        belongs to one rank."""
         ...
 
     def close(self) -> None: ...
@@ -91,14 +93,17 @@ class LocalCluster:
         """Give the controller the state of a checkpoint."""
         self._controller.restore(snapshot)
 
-    def recluster(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> KMeansResult:
-        """Cluster the rows of all ranks; see `ClusterClient`."""
+    def begin(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> Callable[[], KMeansResult]:
+        """Take the rows of all ranks, to cluster them; see `ClusterClient`."""
         for shard in self._shards:
             shard.reset(version)
         for number, (row_ids, features) in enumerate(
             joined(blocks) if self._gather is None else self._gathered(blocks)
         ):
             self._shards[number % len(self._shards)].put(version, row_ids, features)
+        return partial(self._cluster, version, num_clusters, seed)
+
+    def _cluster(self, version: int, num_clusters: int, seed: int) -> KMeansResult:
         fit = KMeans(LocalShards(self._shards), self._num_iterations)
         try:
             return fit.fit(version, num_clusters, seed, self._num_reserves)

@@ -44,7 +44,7 @@ class ShardFile:
         self.factors = {name: numbers(batch, FACTOR_PREFIX + name, _KIND) for name in factors}
         if not all(np.isfinite(values).all() for values in self.factors.values()):
             raise DataIntegrityError(f"{path} holds factors that are not finite numbers.")
-        self.has_mask = np.asarray(batch.column("mask").is_valid())
+        self.has_mask = np.from_dlpack(batch.column("mask").is_valid().cast(pa.uint8())).astype(bool)
         self.num_masks = int(self.has_mask.sum())
         self._offsets, self._values = _binary_views(batch.column("image"))
         self._paths, self._masks = _binary_views(batch.column("path")), _binary_views(batch.column("mask"))

@@ -21,6 +21,7 @@ from trainer.keeper import Keeper
 from trainer.loop import Loop
 from trainer.model import count_parameters
 from trainer.reclustering import Reclustering
+from trainer.recycling import Recycled
 from trainer.saving import Saver
 from trainer.state import RunState
 
@@ -54,6 +55,26 @@ def assemble(
             client.restore(newest.state["controller"])
     recorder = _recorder(config, run, attempt, state, newest, f"{parameters} on {device}")
     embed_options = build.embed_options(config)
+    clustering, kept = config.cluster, None
+    if clustering.features == "recycled":
+        kept = Recycled(len(train), network.head.num_features, clustering.recluster_every, device)
+    reclustering = Reclustering(
+        engine,
+        objectives,
+        state,
+        train,
+        embed_options,
+        client,
+        recorder,
+        clustering.features,
+        kept,
+        clustering.overlap,
+        config.seed,
+        build.repair_rule(config),
+        clustering.timeout_s,
+    )
+    if newest is not None:
+        reclustering.load_tensors(newest.tensors)
     saver = Saver(store, config.checkpoint.asynchronous)
     stop_on_error = config.checkpoint.on_error == "stop"
     loop = Loop(
@@ -66,19 +87,7 @@ def assemble(
         embed_options.transform,
         build.batch_rule(config),
         client,
-        Reclustering(
-            engine,
-            objectives,
-            state,
-            train,
-            embed_options,
-            client,
-            recorder,
-            config.cluster.features,
-            config.seed,
-            build.repair_rule(config),
-            config.cluster.timeout_s,
-        ),
+        reclustering,
         Keeper(engine, objectives, state, client, saver, recorder, attempt.number, stop_on_error=stop_on_error),
         recorder,
         config.data.num_workers,

@@ -19,7 +19,6 @@ from cluster.growth import NoGrowth, PlateauGrowth
 from cluster.plan import PlanConfig
 from data_shards import keyed
 from data_shards.augment import AugmentConfig
-from data_shards.build import build as build_shards
 from data_shards.errors import UserError
 from data_shards.order import BatchRule, GlobalBatch
 from data_shards.quarantine import TrainingReader
@@ -71,6 +70,8 @@ def build_missing_shards(config: RunConfig) -> None:
     """Build `data.shards` from `data.build` when they do not exist yet, at the size that windows are cut from."""
     data, path = config.data, Path(config.data.shards)
     if data.build is not None and not path.exists():
+        from data_shards.build import build as build_shards  # with all that decodes images
+
         log.info("building %s from %s", path, data.build)
         build_shards(data.build, path, size=data.resize or data.image_size, options=data.build_options)
 

@@ -92,6 +92,8 @@ class RunConfig(Section):
         ):
             if cannot_grow and self.growth.enabled:
                 raise ValueError(f"{what}: nothing can grow with it, set growth.enabled false")
+        if self.cluster.features == "recycled" and (self.objective.local is not None or self.objective.masks):
+            raise ValueError("cluster.features recycled: there are no clusters with objective.local or objective.masks")
         self._check_kind()
         if branches not in (1, self.model.num_subspaces):
             raise ValueError(f"model.gate.branches {branches!r} must be model.num_subspaces, one learner for each mask")

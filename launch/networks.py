@@ -91,6 +91,9 @@ def model(config: RunConfig, device: torch.device | str = "cpu") -> EmbeddingMod
             f"data.image_size {config.data.image_size} is less than the {smallest} that {settings.backbone.name} needs"
             " for one pixel in its last level: use larger images, or fewer model.backbone.levels"
         )
+    if config.train.checkpoint_activations and not backbone.enterable:
+        raise UserError(f"train.checkpoint_activations: a {settings.backbone.name} cannot be entered at a level")
+    backbone.recompute = config.train.checkpoint_activations
     mask = constructed("model.gate", entry(GATES, settings.gate, "model.gate"), backbone, seed=config.seed)
     head = _head(config, backbone, 1 if mask is None else len(mask.branches))
     network = EmbeddingModel(backbone, head, mask, settings.freeze_backbone)

@@ -193,6 +193,10 @@ class TrainSection(Section):
     engine: Component = Field(Component(name="ddp"), description="who spreads the work: 'ddp' or 'deepspeed'")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; weights are float32")
     channels_last: bool = Field(True, description="memory layout of images and weights that convolutions prefer")
+    checkpoint_activations: bool = Field(
+        False, description="keep a backbone's levels only, compute what lies between them again for backward"
+    )
+    compile: bool = Field(False, description="by torch.compile, for training; evaluation stays as it is")
     logical_shards: Count = Field(4, description="fixed pieces of a batch in deterministic mode")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -235,9 +239,12 @@ class ClusterSection(Section):
     index: Literal["auto", "faiss", "faiss-gpu", "torch"] = Field(
         "auto", description="who finds the nearest centroid; auto: faiss on CPUs, torch on GPUs"
     )
-    features: Literal["penultimate", "embedding"] = Field(
-        "penultimate", description="what is clustered: pooled features of the last level, or the embedding"
+    features: Literal["penultimate", "embedding", "recycled"] = Field(
+        "penultimate",
+        description="what is clustered: pooled features of the last level, in a pass over all images; the embedding;"
+        " recycled: pooled features, kept from the training passes",
     )
+    overlap: bool = Field(False, description="k-means runs beside an epoch, and its clusters are used from the next on")
     recluster_every: Count = Field(2, description="epochs between clusterings")
     recluster_after_growth: bool = Field(
         True, description="cluster in the epoch after a split, or when the next clustering is due, as published"

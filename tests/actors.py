@@ -58,7 +58,7 @@ def local_ray(**options: Any) -> Iterator[ray_session.RaySession]:
 def undisturbed_result() -> KMeansResult:
     """Return the result of the undisturbed run, in this process, on one shard."""
     core = ControllerCore(CONFIG)
-    return LocalCluster(core, num_iterations=12).recluster(0, 12, 3, [(np.arange(len(ROWS)), ROWS)])
+    return LocalCluster(core, num_iterations=12).begin(0, 12, 3, [(np.arange(len(ROWS)), ROWS)])()
 
 
 def blocks(rank: int, world_size: int, num: int = 6) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -90,7 +90,7 @@ class Ranks:
     def begin(self, rank: int) -> None:
         def work() -> None:
             try:
-                self.results[rank] = self.clients[rank].recluster(self.version, 12, 3, blocks(rank, 2))
+                self.results[rank] = self.clients[rank].begin(self.version, 12, 3, blocks(rank, 2))()
             except BaseException as error:
                 self.results[rank] = error
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -279,10 +279,20 @@ def clock_differences() -> list[float]:
     return [min(found, key=abs) for found in zip(*readings, strict=True)]
 
 
-def data_parallel(module: nn.Module) -> DistributedDataParallel:
-    """Wrap a network so that `backward` averages gradients over the ranks while it still runs."""
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap a network so that `backward` averages gradients over the ranks while it still runs.
+
+    One rank has nobody to average with: the wrapper's buckets took 10 % of a step of ResNet-18 on one core.
+    """
+    if world_size() == 1:
+        return module
     devices = [device()] if torch.cuda.is_available() else None
     return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def on_its_own(network: nn.Module) -> AbstractContextManager[object]:
+    """Have `backward` of a network that `data_parallel` gave add up this rank's gradients only, for a while."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 class _SumOverRanks(torch.autograd.Function):

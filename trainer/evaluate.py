@@ -21,8 +21,6 @@ from data_shards.reader import SplitReader
 from data_shards.samplers import blocks, shares
 from trainer import distributed
 from trainer.heads.embedded import Embedded
-from trainer.metrics.clustering import clustering_scores
-from trainer.metrics.information import information
 from trainer.metrics.neighbours import group_codes, neighbours
 from trainer.metrics.retrieval import retrieval_scores
 from trainer.model import EmbeddingModel
@@ -51,18 +49,21 @@ def embed(model: EmbeddingModel, images: torch.Tensor, precision: str) -> Embedd
 
 
 @torch.no_grad()
-def embed_blocks(model: EmbeddingModel, reader: SplitReader, options: EmbedOptions) -> Iterator[tuple[Array, Embedded]]:
-    """Yield (row numbers, embedding) of this rank's share of a split, in evaluation mode."""
-    canonical = blocks(len(reader), options.batch_size)
-    own = [canonical[i] for i in shares(len(canonical), distributed.rank(), distributed.world_size())]
+def embed_blocks(
+    model: EmbeddingModel, reader: SplitReader, options: EmbedOptions, rows: Array | None = None
+) -> Iterator[tuple[Array, Embedded]]:
+    """Yield (row numbers, embedding) of this rank's share of a split, or of some rows of it, in evaluation mode."""
+    wanted = np.arange(len(reader)) if rows is None else rows
+    canonical = blocks(len(wanted), options.batch_size)
+    own = [wanted[canonical[i]] for i in shares(len(canonical), distributed.rank(), distributed.world_size())]
     parameter = next(model.parameters())
     was_training = model.training
     model.eval()
     try:
         loader = embed_loader(reader, own, options.transform, options.num_workers, parameter.device)
-        for rows, images in loader:
+        for block, images in loader:
             distributed.pat()
-            yield rows, embed(model, images, options.precision)
+            yield block, embed(model, images, options.precision)
     finally:
         model.train(was_training)
 
@@ -110,6 +111,9 @@ def scores(
     per_subspace: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of design section 6 for (S, D) vectors of a split: of leave-one-out, what is excluded apart."""
+    from trainer.metrics.clustering import clustering_scores
+    from trainer.metrics.information import information
+
     labels = np.asarray(reader.labels)
     groups = owners(reader, exclude)
     found = {
@@ -131,6 +135,9 @@ def scores(
 
 def _short(vectors: Array, reader: SplitReader, groups: Array | None) -> dict[str, Any]:
     """Return the scores of one subspace alone, and what it knows of each factor."""
+    from trainer.metrics.clustering import clustering_scores
+    from trainer.metrics.information import information
+
     block, labels = np.ascontiguousarray(vectors), np.asarray(reader.labels)
     found = retrieval_scores(block, labels, groups=groups)
     return {

@@ -5,6 +5,8 @@ Rank 0 writes; every rank hears how saves ended, so that they go on without a ch
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from cluster.growth import Rollback
 from cluster.local import ClusterClient
 from data_shards.errors import DataIntegrityError, UserError
@@ -50,14 +52,15 @@ class Keeper:
         self.stop_on_error = stop_on_error
         self.not_saved: Saved | None = None
 
-    def save(self, best: bool = False) -> None:
-        """Save this moment; `best`: it has the best validation score so far."""
+    def save(self, beside: dict[str, Tensor], best: bool = False) -> None:
+        """Save this moment, with tensors `beside` those of engine, objective and state; `best`: it has the best
+        validation score so far."""
         with distributed.stage("gather for the checkpoint"):
             self.check_replicas()
             tensors = self.engine.tensors()  # every rank has a share in it
         ended = []
         if distributed.rank() == 0:
-            tensors = {**tensors, **self.objective.tensors()}
+            tensors = {**tensors, **beside, **self.objective.tensors()}
             checkpoint = self.state.to_checkpoint(tensors, self.cluster.snapshot(), self.attempt)
             ended = self.saver.submit(checkpoint, best)
         self._settle(ended)

@@ -94,30 +94,36 @@ class Loop:
         """Return "completed", or "preempted" when stopped with everything saved."""
         self.recorder.status("running", self.state)
         if self.state.step == 0:
-            self.keeper.save()
+            self._save()
         while self.state.epoch < self.options.epochs:
             with distributed.stage(f"epoch {self.state.epoch}"):
                 if self.state.step_in_epoch == 0:
-                    self._start_epoch()
-                if not self._train_epoch():
-                    self.keeper.save()
+                    self.start_epoch()
+                if not self.train_epoch():
+                    self._save()
                     self.keeper.drain()
                     return "preempted"
-                self._end_epoch()
+                self.end_epoch()
         self.keeper.drain()
         self.keeper.check_complete()
         return "completed"
 
+    def _save(self, best: bool = False) -> None:
+        self.keeper.save(self.reclustering.tensors(), best)
+
     # -- start of an epoch
 
-    def _start_epoch(self) -> None:
+    def start_epoch(self) -> None:
         state = self.state
         plan = self._plan()
         state.phase, state.frozen, state.loss_sum, state.num_losses = plan.phase, plan.frozen, 0.0, 0
         state.saliency.reset()
         if plan.phase == "full":
+            self.reclustering.forget()
             state.assignment = None
-        elif plan.recluster:
+            return
+        self.reclustering.adopt()
+        if plan.recluster:
             self.reclustering.run(plan)
 
     def _plan(self) -> EpochPlan:
@@ -128,7 +134,7 @@ class Loop:
 
     # -- the steps of an epoch
 
-    def _train_epoch(self) -> bool:
+    def train_epoch(self) -> bool:
         """Train what is left of the epoch; False when stopped before its end."""
         state = self.state
         labels = None if state.assignment is None else state.assignment.labels
@@ -158,7 +164,9 @@ class Loop:
         began = time.monotonic()
         for batch, (_, rows) in zip(watch.fetched(loader), batches[state.step_in_epoch :], strict=True):
             distributed.pat()
-            self._step(batch, rows, np.arange(*position), state.epoch + state.step_in_epoch / len(batches), began)
+            stop = self._step(
+                batch, rows, np.arange(*position), state.epoch + state.step_in_epoch / len(batches), began
+            )
             began = time.monotonic()
             if state.step % self.options.verify_ranks_every == 0:
                 self.keeper.check_replicas()
@@ -166,19 +174,21 @@ class Loop:
             every = self.options.checkpoint_every_steps
             if every and state.step % every == 0 and not last:
                 with watch.paused():
-                    self.keeper.save()
-            if not last and self._stop_here():
+                    self._save()
+            if stop and not last:
                 return False
         straggler = watch.straggler()
         if straggler is not None:
             self.recorder.event("straggler", state, **asdict(straggler))
         return True
 
-    def _stop_here(self) -> bool:
+    def _wishes_stop(self) -> bool:
+        """Return whether this rank would stop after the step that is under way."""
         limit = self.options.stop_after_step
-        return distributed.any_rank(self.should_stop() or (limit is not None and self.state.step >= limit))
+        return self.should_stop() or (limit is not None and self.state.step + 1 >= limit)
 
-    def _step(self, batch: Batch, rows: np.ndarray, places: np.ndarray, progress: float, began: float) -> None:
+    def _step(self, batch: Batch, rows: np.ndarray, places: np.ndarray, progress: float, began: float) -> bool:
+        """Take a step; return whether a rank wishes to stop after it."""
         state, options = self.state, self.options
         factor = options.rates.factor(progress)
         rate = set_rates(self.engine.optimiser, factor, state.frozen)
@@ -189,21 +199,22 @@ class Loop:
         targets = self.objective.targets(batch, labels)
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
-        fault, loss, terms = None, 0.0, dict[str, torch.Tensor]()
+        fault, loss, stop, terms = None, 0.0, self._wishes_stop(), dict[str, torch.Tensor]()
         for update in self.objective.updates(vectors, targets, state.partition, subspace, state.step):
             self.engine.backward(update.loss, self.objective.parameters())
-            found = self.engine.step()
-            if found is None:
+            outcome = self.engine.step(stop)
+            if outcome.fault is None:
                 self.objective.step(factor)
                 gradient = vectors.grad if vectors.grad is not None else torch.zeros_like(vectors)
                 state.saliency.update(vectors, gradient)
-            fault, loss = fault or found, float(update.loss.detach())
+            fault, loss, stop = fault or outcome.fault, outcome.loss, outcome.stop
             terms |= update.terms
         state.step += 1
         state.step_in_epoch += 1
         if fault is not None:
             self._non_finite(fault, rows)
-            return
+            return stop
+        self.reclustering.note(rows)
         state.skipped_in_a_row = 0
         state.loss_sum += loss
         state.num_losses += 1
@@ -212,6 +223,7 @@ class Loop:
         if terms:
             line["terms"] = {name: float(term.detach()) for name, term in terms.items()}
         self.recorder.step({**line, "lr": rate, "images_per_s": round(speed, 1), "time": time.time()})
+        return stop
 
     def _dropout(self, batch: Batch) -> torch.Tensor | None:
         head = self.engine.model.head
@@ -239,7 +251,7 @@ class Loop:
 
     # -- end of an epoch
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
         state = self.state
         share_bad_images(self.train_split)
         scores = self._validate()
@@ -250,7 +262,7 @@ class Loop:
             self._roll_back(change)
         state.epoch += 1
         state.step_in_epoch = 0
-        self.keeper.save(best=state.best["epoch"] == state.epoch - 1)
+        self._save(best=state.best["epoch"] == state.epoch - 1)
 
     def _validate(self) -> dict[str, Any] | None:
         state, options = self.state, self.options
@@ -299,6 +311,7 @@ class Loop:
 
     def _roll_back(self, rollback: Rollback) -> None:
         """Take a split back that did not pay."""
+        self.reclustering.forget()
         self.keeper.roll_back(rollback)
         self.recorder.event(
             "rollback",

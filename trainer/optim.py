@@ -28,11 +28,12 @@ def parameter_groups(model: EmbeddingModel, lr: float, embedding_lr: float | Non
     return [{"params": params, "lr": rate, "base_lr": rate} for params, rate in groups if params]
 
 
+# The arguments beside `groups` are weight_decay, momentum and nesterov for sgd, and `fused` or `foreach`.
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda groups, weight_decay: torch.optim.Adam(groups, weight_decay=weight_decay, foreach=True),
-    "adamw": lambda groups, weight_decay: torch.optim.AdamW(groups, weight_decay=weight_decay, foreach=True),
-    "sgd": lambda groups, weight_decay, momentum=0.9, nesterov=True: torch.optim.SGD(
-        groups, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay, foreach=True
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda groups, momentum=0.9, nesterov=True, **others: torch.optim.SGD(
+        groups, momentum=momentum, nesterov=nesterov and momentum > 0, **others
     ),
 }
 

@@ -142,7 +142,7 @@ def test_result_outlives_a_coordinator_that_dies_before_the_last_rank_has_it(
     # Rank 1 alone cannot fill the table of two, so only the kept result can answer it in time.
     again = ranks.clients[1]
     again._timeout_s = 30.0
-    assert_same(again.recluster(ranks.version, 12, 3, blocks(1, 2)), expected)
+    assert_same(again.begin(ranks.version, 12, 3, blocks(1, 2))(), expected)
     assert run.pids()["kmeans"] != victim
 
 
@@ -203,9 +203,9 @@ def test_snapshot_restore_and_stale_attempts(run: StartedActors) -> None:
 def test_errors_cross_the_processes_as_one_sentence(run: StartedActors) -> None:
     client = connect("faults", 0, 1, next(ATTEMPTS), TIMEOUT_S)
     with pytest.raises(UserError, match="cannot make 5 clusters of 3 rows"):
-        client.recluster(next(VERSIONS), 5, 0, [(np.arange(3), ROWS[:3])])
+        client.begin(next(VERSIONS), 5, 0, [(np.arange(3), ROWS[:3])])()
     with pytest.raises(UserError, match="row 6 are not finite"):
-        client.recluster(next(VERSIONS), 2, 0, [(np.arange(6, 9), np.where(np.eye(3), np.nan, 0.0))])
+        client.begin(next(VERSIONS), 2, 0, [(np.arange(6, 9), np.where(np.eye(3), np.nan, 0.0))])()
     with pytest.raises(UserError, match="asked about epoch 99, but the next epoch is"):
         client.plan(99)
 
@@ -213,7 +213,7 @@ def test_errors_cross_the_processes_as_one_sentence(run: StartedActors) -> None:
 def test_timeouts_name_the_stage(run: StartedActors) -> None:
     lonely = connect("faults", 0, 2, next(ATTEMPTS), timeout_s=3.0)
     with pytest.raises(ClusterTimeout, match=r"embeddings of ranks \[1\]"):
-        lonely.recluster(next(VERSIONS), 5, 0, blocks(0, 2))
+        lonely.begin(next(VERSIONS), 5, 0, blocks(0, 2))()
     with pytest.raises(ClusterTimeout, match="controller's 'begin'"):
         connect("no-such-run", 0, 1, 1, timeout_s=0.5)
 
@@ -236,7 +236,7 @@ rows = np.random.default_rng(0).standard_normal((6000, 16)).astype(np.float32)
 rows[100:200] = rows[:100]
 client = connect("faults", rank, 2, attempt, 60.0)
 mine = np.arange(rank, 6000, 2)
-result = client.recluster(version, 12, 3, ((part, rows[part]) for part in np.array_split(mine, 9)))
+result = client.begin(version, 12, 3, ((part, rows[part]) for part in np.array_split(mine, 9)))()
 parts = (result.centroids, result.labels, result.reserves)
 print("digest", hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 client.close()
@@ -278,10 +278,10 @@ def test_shard_lost_for_good_is_left_out(
         client = connect("degraded", 0, 1, 1, TIMEOUT_S)
         ray.kill(started.actors["shard-0"], no_restart=True)
         for version in (0, 1):
-            assert_same(client.recluster(version, 12, 3, blocks(0, 1)), expected)
+            assert_same(client.begin(version, 12, 3, blocks(0, 1))(), expected)
         ray.kill(started.actors["shard-1"], no_restart=True)
         with pytest.raises(ClusterTimeout, match="no shard actor is left"):
-            client.recluster(2, 12, 3, blocks(0, 1))
+            client.begin(2, 12, 3, blocks(0, 1))()
     finally:
         started.close()
     assert not started.actors

@@ -29,7 +29,7 @@ def test_recluster_equals_kmeans_for_any_blocks(num_shards: int) -> None:
     expected = kmeans(ROWS, 5, seed=9)
     client = cluster(num_shards=num_shards)
     for version, num in ((0, 1), (1, 7), (2, 300)):
-        result = client.recluster(version, 5, 9, iter(blocks(np.random.default_rng(num).permutation(300), num)))
+        result = client.begin(version, 5, 9, iter(blocks(np.random.default_rng(num).permutation(300), num)))()
         assert result.version == version
         assert result.centroids.tobytes() == expected.centroids.tobytes()
         np.testing.assert_array_equal(result.labels, expected.labels)
@@ -41,8 +41,8 @@ def test_recluster_equals_kmeans_for_any_blocks(num_shards: int) -> None:
 def test_the_same_version_may_be_clustered_again_after_an_error() -> None:
     client = cluster()
     with pytest.raises(UserError, match="5 clusters of 3 rows"):
-        client.recluster(0, 5, 0, blocks(np.arange(3), 1))
-    assert len(client.recluster(0, 5, 0, blocks(np.arange(300), 2)).labels) == 300
+        client.begin(0, 5, 0, blocks(np.arange(3), 1))()
+    assert len(client.begin(0, 5, 0, blocks(np.arange(300), 2))().labels) == 300
 
 
 def test_ranks_that_gather_get_the_same_bytes() -> None:
@@ -58,7 +58,7 @@ def test_ranks_that_gather_get_the_same_bytes() -> None:
             return both
 
         client = cluster(gather=gather, rank=number)
-        results[number] = client.recluster(0, 4, 1, blocks(np.arange(number, 300, 2), 3))
+        results[number] = client.begin(0, 4, 1, blocks(np.arange(number, 300, 2), 3))()
 
     threads = [threading.Thread(target=rank, args=(r,)) for r in (0, 1)]
     for thread in threads:

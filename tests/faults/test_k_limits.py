@@ -41,7 +41,7 @@ with local_ray(object_store_bytes=STORE_BYTES) as session:
     try:
         started = actors.start("limits", journal, CONFIG, 1, OPTIONS)
         client = connect("limits", 0, 1, 1, 150.0)
-        found = {"digest": digest(client.recluster(0, 4, 3, blocks()))}
+        found = {"digest": digest(client.begin(0, 4, 3, blocks())())}
         started.close()
     except UserError as error:
         found = {"error": type(error).__name__, "code": error.exit_code, "sentence": str(error)}
@@ -49,7 +49,7 @@ with local_ray(object_store_bytes=STORE_BYTES) as session:
     logs = [path.read_bytes() for path in Path(session.folder.path).rglob("logs/*") if path.is_file()]
     found["failed_calls"] = sum(text.count(b"Inject RPC") for text in logs)
 if "digest" in found:
-    expected = LocalCluster(ControllerCore(CONFIG), num_iterations=OPTIONS.num_iterations).recluster(0, 4, 3, blocks())
+    expected = LocalCluster(ControllerCore(CONFIG), num_iterations=OPTIONS.num_iterations).begin(0, 4, 3, blocks())()
     found["bitwise"] = found.pop("digest") == digest(expected)
 print(json.dumps(found), flush=True)
 """.replace("STORE_BYTES", str(STORE_BYTES))

@@ -75,6 +75,8 @@ def test_the_good_configuration_passes(run: Run, config: Path) -> None:
         (("--nproc", "5", "--deterministic"), ("train.logical_shards 4", "5 ranks")),
         (("train.accumulate=2", "model.backbone.norm=sync"), ("train.accumulate", "norm")),
         (("--deterministic", "model.backbone.norm=batch"), ("norm",)),
+        (("--deterministic", "train.compile=true"), ("train.compile", "deterministic")),
+        (("train.checkpoint_activations=true", "model.backbone.norm=batch"), ("train.checkpoint_activations", "norm")),
         (("cluster=3",), ("cluster", "3")),
         (("train.engine.name=deepsped",), ("deepsped", "deepspeed")),
         (("train.engine.name=deepspeed", "train.engine.zero_stge=1"), ("train.engine.zero_stge", "zero_stage")),

@@ -62,7 +62,7 @@ def train_on(kept: Keeper) -> None:
 
 def saved_best(kept: Keeper) -> None:
     kept.state.best = {"epoch": kept.state.epoch, "score": 0.5}
-    kept.save(best=True)
+    kept.save({}, best=True)
 
 
 def test_rolling_back_brings_the_best_weights_and_keeps_the_position(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_rolling_back_brings_the_best_weights_and_keeps_the_position(tmp_path: P
     before = {name: value.clone() for name, value in kept.engine.tensors().items()}
     train_on(kept)
     assert any(not torch.equal(before[name], value) for name, value in kept.engine.tensors().items())
-    kept.save()
+    kept.save({})
     kept.roll_back(Rollback("rollback-1-0", "grow-0-0", 1, (32,)))
     assert all(torch.equal(before[name], value) for name, value in kept.engine.tensors().items())
     assert (kept.state.partition.widths, kept.state.partition.version) == ((32,), 2)
@@ -84,7 +84,7 @@ def test_a_best_checkpoint_that_is_not_there_is_never_replaced_by_another(tmp_pa
     kept = keeper(tmp_path)
     saved_best(kept)
     train_on(kept)
-    kept.save()
+    kept.save({})
     if loss == "gone":
         shutil.rmtree(kept.saver.store.best_path())
     else:
@@ -104,12 +104,12 @@ def in_the_way(root: Path) -> None:
 def test_a_run_goes_on_without_a_checkpoint_but_does_not_end_without_one(tmp_path: Path) -> None:
     kept = keeper(tmp_path / "checkpoints")
     in_the_way(tmp_path / "checkpoints")
-    kept.save()
+    kept.save({})
     assert isinstance(kept.recorder, Heard) and kept.recorder.events == ["not_saved"]
     with pytest.raises(NotSaved, match="cannot save the checkpoint of step 0"):
         kept.check_complete()
     (tmp_path / "checkpoints").unlink()
-    kept.save()
+    kept.save({})
     assert kept.recorder.events == ["not_saved", "checkpoint"]
     kept.check_complete()
 
@@ -118,7 +118,7 @@ def test_a_run_that_asked_to_stop_stops_with_the_reason(tmp_path: Path) -> None:
     kept = keeper(tmp_path / "checkpoints", stop_on_error=True)
     in_the_way(tmp_path / "checkpoints")
     with pytest.raises(NotSaved) as caught:
-        kept.save()
+        kept.save({})
     assert caught.value.exit_code != 0
 
 
@@ -127,5 +127,5 @@ def test_values_that_are_not_finite_always_end_the_run(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(kept.engine.model.parameters()))[0] = torch.nan
     with pytest.raises(NotSaved) as caught:
-        kept.save()
+        kept.save({})
     assert caught.value.exit_code == 4

@@ -5,8 +5,11 @@ Legend: B batch, C channels, H and W pixels, C_i and s_i channels and stride of 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from data_shards.errors import UserError
 from trainer.backbones.blocks import pointwise
@@ -18,6 +21,9 @@ class Backbone(nn.Module):
 
     For `trainer.weights` it may name its `parts`, the modules that it uses whole, and the `dialects` in which other
     libraries spell its parameters. `make_norm` gives its norms, `enterable` says that `level` is there.
+
+    With `recompute` training keeps the levels only, and computes what lies between two of them again for backward
+    (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", https://arxiv.org/abs/1604.06174).
     """
 
     channels: tuple[int, ...]
@@ -25,6 +31,7 @@ class Backbone(nn.Module):
     make_norm: NormFactory
     enterable = True
     biased = False  # convolutions in front of norms have a bias
+    recompute = False
 
     def level(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """Return level i of level i - 1, or of the images if i is 0.
@@ -42,7 +49,7 @@ class Backbone(nn.Module):
         """Return the levels from 0 to `last`."""
         x, levels = images, []
         for i in range(last + 1):
-            x = self.level(i, x)
+            x = self._level(i, x)
             levels.append(x)
         return levels
 
@@ -50,8 +57,13 @@ class Backbone(nn.Module):
         """Return levels from i on, of level i."""
         levels = [x]
         for behind in range(i + 1, len(self.channels)):
-            levels.append(self.level(behind, levels[-1]))
+            levels.append(self._level(behind, levels[-1]))
         return levels
+
+    def _level(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return cast(torch.Tensor, checkpoint(self.level, i, x, use_reentrant=False, preserve_rng_state=False))
+        return self.level(i, x)
 
     def same_size_stage(self, i: int, seed: int) -> nn.Module:
         """Return another stage like that of level i >= 1, (B, C_{i-1}, h, w) -> (B, C_i, h, w), from start weights of

@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ from trainer.optim import RateHolder
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("model", "optim", "average", "scale")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: what was not finite, so that it was not applied (None: nothing); its loss; and whether a rank
+    wishes to stop."""
+
+    fault: str | None
+    loss: float
+    stop: bool
 
 
 class Engine(ABC):
@@ -64,6 +75,13 @@ class Engine(ABC):
         self._leaf: Tensor | None = None
         self._rows = 0  # of a piece
         self._vectors_fine = self._loss_fine = torch.tensor(True)
+        self._loss = torch.zeros(())
+        self.features = torch.zeros(0)  # (n, F) of this rank's images in the last `embed`
+
+    @property
+    def counts(self) -> list[int]:
+        """How many rows of the batch each rank holds."""
+        return [len(run) * self._rows for run in self.runs]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute the network in its precision."""
@@ -71,8 +89,9 @@ class Engine(ABC):
         return torch.autocast(self.device.type, self.dtype if lower else torch.bfloat16, enabled=lower)
 
     @abstractmethod
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off."""
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return float32 vectors of some of this rank's images, with a graph unless gradients are switched off, and
+        their pooled features, without."""
 
     def embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Return the vectors (B, D) of the global batch, a leaf that wants a gradient, from this rank's images.
@@ -83,11 +102,13 @@ class Engine(ABC):
         keeps = keep.split(self._rows) if keep is not None else [None] * len(self.own)
         self._inputs = list(zip(images.split(self._rows), keeps, strict=True))
         with torch.set_grad_enabled(not self.cached):
-            self._outputs = [self.forward(*piece) for piece in self._inputs]
+            outputs = [self.forward(*piece) for piece in self._inputs]
+        self._outputs = [vectors for vectors, _ in outputs]
+        self.features = torch.cat([features for _, features in outputs])
         local = torch.cat([output.detach() for output in self._outputs])
         self._vectors_fine = local.isfinite().all()
         with distributed.stage("gather of the vectors"):
-            whole = distributed.gather_runs(local, [len(run) * self._rows for run in self.runs])
+            whole = distributed.gather_runs(local, self.counts)
         self._leaf = torch.where(whole.isfinite(), whole, 0.0).requires_grad_()
         return self._leaf
 
@@ -98,10 +119,11 @@ class Engine(ABC):
         """
         assert self._leaf is not None
         loss.backward()
+        self._loss = loss.detach()
         gradient = self._leaf.grad
         if gradient is None:
             gradient = torch.zeros_like(self._leaf)
-        self._loss_fine = loss.detach().isfinite() & gradient.isfinite().all()
+        self._loss_fine = self._loss.isfinite() & gradient.isfinite().all()
         for parameter in beside:
             if parameter.grad is not None:
                 self._loss_fine &= parameter.grad.isfinite().all()
@@ -111,25 +133,27 @@ class Engine(ABC):
         with distributed.stage("sum of the gradients"):
             self._send_back(local)
 
-    def _agree(self, gradients_fine: Tensor) -> finite.Verdict:
+    def _agree(self, gradients_fine: Tensor, stop: bool) -> finite.Verdict:
         """Return what the ranks together say of this step."""
-        return finite.agree(self._vectors_fine, self._loss_fine, gradients_fine)
+        return finite.agree(self._vectors_fine, self._loss_fine, gradients_fine, self._loss, stop)
 
-    def _outcome(self, verdict: finite.Verdict) -> str | None:
+    def _outcome(self, verdict: finite.Verdict) -> Outcome:
         """Return what `step` returns; the loss scale learns what it is to blame for."""
+        fine = verdict.fine
         if self.scale is not None and (verdict.fine or verdict.overflow):
-            return None if self.scale.update(verdict.fine) else verdict.cause
-        return None if verdict.fine else verdict.cause
+            fine = self.scale.update(verdict.fine)
+        return Outcome(None if fine else verdict.cause, verdict.loss, verdict.stop)
 
     @abstractmethod
     def _send_back(self, gradient: Tensor) -> None:
         """Take this rank's rows (n, D) of the leaf's gradient back through the network, and add up over the ranks."""
 
     @abstractmethod
-    def step(self) -> str | None:
-        """Apply the gradients; when something was not finite apply nothing, on no rank, and return what it was.
+    def step(self, stop: bool = False) -> Outcome:
+        """Apply the gradients; when something was not finite apply nothing, on no rank, and say what it was.
 
-        With fp16 a step that is left out to lower the loss scale is part of the method: None.
+        With fp16 a step that is left out to lower the loss scale is part of the method: no fault. `stop` is this rank's
+        wish, told to all without another wait.
         """
 
     def check_replicas(self, step: int, beside: Sequence[Tensor] = ()) -> None:

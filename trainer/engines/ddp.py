@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from data_shards import keyed
 from trainer import distributed
 from trainer.averaging import WeightAverage
 from trainer.engines import tree
-from trainer.engines.base import Engine, by_kind
+from trainer.engines.base import Engine, Outcome, by_kind
 from trainer.engines.scaling import unscale
 from trainer.model import EmbeddingModel
 from trainer.subspaces import surgery
@@ -35,6 +36,7 @@ class DDPEngine(Engine):
         deterministic: reduce by the fixed tree instead of DistributedDataParallel.
         clip_norm: greatest gradient norm, or None.
         average_decay: decay of the running average of the weights; 0 keeps none.
+        compiler: a backend of torch.compile for the training passes, or None.
     """
 
     optimiser: torch.optim.Optimizer
@@ -49,20 +51,22 @@ class DDPEngine(Engine):
         precision: str = "fp32",
         clip_norm: float | None = None,
         average_decay: float = 0.0,
+        compiler: str | None = None,
     ) -> None:
         super().__init__(model, pieces, cached, precision)
         self.optimiser = make_optimiser(model)
         assert deterministic or len(set(map(len, self.runs))) == 1, "DistributedDataParallel needs equal ranks"
         assert cached or deterministic or len(self.own) == 1, "and takes several pieces one after another"
         self.deterministic, self.clip_norm = deterministic, clip_norm
-        self.network: nn.Module = model if deterministic else distributed.data_parallel(model)
+        trained = model if compiler is None else cast(nn.Module, torch.compile(model, backend=compiler))
+        self.network: nn.Module = trained if deterministic else distributed.data_parallel(trained)
         self.average = WeightAverage(model, average_decay) if average_decay else None
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         network = self.network if torch.is_grad_enabled() else self.model
         with self.autocast():
-            vectors: Tensor = network(images, keep).vectors
-        return vectors.float()
+            embedded = network(images, keep)
+        return embedded.vectors.float(), embedded.features.detach()
 
     def _send_back(self, gradient: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -78,10 +82,10 @@ class DDPEngine(Engine):
             self._outputs[0].backward(gradient)
             return
         pieces = gradient.split(self._rows)
-        with self.network.no_sync():  # type: ignore[operator]
+        with distributed.on_its_own(self.network):
             for inputs, piece in zip(self._inputs[:-1], pieces[:-1], strict=True):
-                self.forward(*inputs).backward(piece)
-        self.forward(*self._inputs[-1]).backward(pieces[-1])
+                self.forward(*inputs)[0].backward(piece)
+        self.forward(*self._inputs[-1])[0].backward(pieces[-1])
 
     def _backward_by_tree(self, gradient: Tensor) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -91,7 +95,7 @@ class DDPEngine(Engine):
             if node[1] - node[0] > 1:
                 return None
             i = node[0] - self.own.start
-            graph = self.forward(*self._inputs[i]) if self.cached else self._outputs[i]
+            graph = self.forward(*self._inputs[i])[0] if self.cached else self._outputs[i]
             return torch.cat([g.reshape(-1) for g in torch.autograd.grad(graph, parameters, pieces[i])])
 
         total = self._sum_over_ranks(leaf)
@@ -106,12 +110,12 @@ class DDPEngine(Engine):
         known = dict(zip(itertools.chain(*nodes), sums, strict=True))
         return tree.add_up(0, self.num_pieces, known.get)
 
-    def step(self) -> str | None:
+    def step(self, stop: bool = False) -> Outcome:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if self.scale is not None:
             unscale(gradients, self.scale.value)
         norm = nn.utils.get_total_norm(gradients)  # not finite either when a square would not be
-        verdict = self._agree(norm.isfinite())
+        verdict = self._agree(norm.isfinite(), stop)
         if verdict.fine:
             self._apply(norm)
         return self._outcome(verdict)
@@ -168,4 +172,7 @@ class DDPEngine(Engine):
             parameter = parameters[parameter_name]
             if value.shape == parameter.shape:
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            self.optimiser.state[parameter][entry] = value.clone() if entry == "step" else value
+            if entry == "step":  # fused kernels count on the device, others on the host
+                fused = self.optimiser.param_groups[0].get("fused")
+                value = value.to(parameter.device if fused else "cpu", copy=True)
+            self.optimiser.state[parameter][entry] = value

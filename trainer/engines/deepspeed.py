@@ -24,7 +24,7 @@ from data_shards import keyed
 from data_shards.errors import UserError
 from trainer import distributed
 from trainer.engines import finite
-from trainer.engines.base import Engine, by_kind
+from trainer.engines.base import Engine, Outcome, by_kind
 from trainer.engines.scaling import unscale
 from trainer.engines.slots import CutSlots, Slots, ThirdStage, WholeSlots
 from trainer.model import EmbeddingModel, count_parameters
@@ -104,10 +104,10 @@ class DeepSpeedEngine(Engine):
         if zero_stage == 3:
             self._empty()
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with distributed.stage("fetch of the weights"):  # by stage 3
-            vectors: Tensor = self._engine(images, keep)
-        return vectors
+            vectors, features = self._engine(images, keep)
+        return vectors, features
 
     def _send_back(self, gradient: Tensor) -> None:
         gradient = gradient * distributed.world_size()  # DeepSpeed averages where we want the sum
@@ -117,33 +117,31 @@ class DeepSpeedEngine(Engine):
             self.optimiser.override_loss_scale(self.scale.value)  # type: ignore[attr-defined]
         pieces = gradient.split(self._rows)
         for i, (inputs, piece) in enumerate(zip(self._inputs, pieces, strict=True)):
-            output = self.forward(*inputs) if self.cached else self._outputs[i]
+            output = self.forward(*inputs)[0] if self.cached else self._outputs[i]
             self._engine.set_gradient_accumulation_boundary(i == len(self.own) - 1)
             # DeepSpeed starts from a scalar; the derivative of this one by the vectors is `piece`.
             self._engine.backward((output * piece).sum(), scale_wrt_gas=False)
 
-    def step(self) -> str | None:
-        return self._outcome(self._step_whole() if self.zero_stage == 0 else self._step_parts())
+    def step(self, stop: bool = False) -> Outcome:
+        return self._outcome(self._step_whole(stop) if self.zero_stage == 0 else self._step_parts(stop))
 
-    def _step_whole(self) -> finite.Verdict:
+    def _step_whole(self, stop: bool) -> finite.Verdict:
         """Step where every rank has all gradients, at which DeepSpeed itself takes no look."""
         gradients = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
         if self.scale is not None:
             unscale(gradients, self.scale.value)
-        verdict = self._agree(nn.utils.get_total_norm(gradients).isfinite())
+        verdict = self._agree(nn.utils.get_total_norm(gradients).isfinite(), stop)
         if verdict.fine:
             self._engine.step()
         else:
             self._engine.zero_grad()
         return verdict
 
-    def _step_parts(self) -> finite.Verdict:
+    def _step_parts(self, stop: bool) -> finite.Verdict:
         """Step where the ranks have parts: DeepSpeed unscales, looks, and has the ranks agree."""
         with distributed.stage("step of the optimiser"):
             self._engine.step()
-        if self._engine.was_step_applied():
-            return finite.Verdict((), (), (), distributed.world_size())
-        return self._agree(torch.tensor(False, device=self.device))
+        return self._agree(torch.tensor(bool(self._engine.was_step_applied()), device=self.device), stop)
 
     def _replicas(self) -> list[Tensor]:
         if self.zero_stage == 3:
@@ -231,10 +229,10 @@ class _Vectors(nn.Module):
         super().__init__()
         self.network, self.autocast = network, autocast
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            vectors: Tensor = self.network(images, keep).vectors
-        return vectors.float()
+            embedded = self.network(images, keep)
+        return embedded.vectors.float(), embedded.features.detach()  # stage 3 counts the outputs that want a gradient
 
 
 def _library(timeout_s: float) -> Any:

@@ -47,14 +47,15 @@ def _trained(steps: int, pieces: int, cached: bool, deterministic: bool) -> dict
     engine = DDPEngine(make_model(), lambda m: make(m.parameters()), pieces, cached, deterministic)
     for _ in range(steps):
         engine.backward(global_loss(engine.embed(local_images(pieces), None)))
-        assert engine.step() is None
+        assert engine.step().fault is None
     named = {name: value.numpy() for name, value in engine.tensors().items()}
     named["gradient"] = torch.cat([p.grad.reshape(-1) for p in engine.model.parameters()]).numpy()
     return named
 
 
-def plain_gradient() -> np.ndarray:
+def plain_gradient(recompute: bool = False) -> np.ndarray:
     model = make_model()
+    model.backbone.recompute = recompute
     global_loss(model(images()).vectors).backward()
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()]).numpy()
 
@@ -132,7 +133,7 @@ def _step(engine: DDPEngine, where: str) -> str | None:
         hook.remove()
     if where == "sum":
         next(engine.model.backbone.parameters()).grad.view(-1)[3] = torch.nan
-    return engine.step()
+    return engine.step().fault
 
 
 @pytest.mark.parametrize(
@@ -253,3 +254,34 @@ def test_loaded_engine_takes_the_same_next_step() -> None:
     (same,) = run_on_ranks(_round_trip, 1)
     assert all(same)
     assert len(same) > 20
+
+
+def kept_bytes(recompute: bool) -> int:
+    """Return how much a forward pass keeps for backward."""
+    found: list[int] = []
+    model = make_model()
+    model.backbone.recompute = recompute
+
+    def keep(value: Tensor) -> Tensor:
+        found.append(value.nbytes)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(images())
+    return sum(found)
+
+
+def test_levels_that_are_computed_again_give_the_same_gradient_from_less_memory() -> None:
+    assert np.array_equal(plain_gradient(recompute=True), plain_gradient())
+    assert kept_bytes(recompute=True) < 0.6 * kept_bytes(recompute=False)
+
+
+def _compiled() -> np.ndarray:
+    engine = DDPEngine(make_model(), lambda m: torch.optim.SGD(m.parameters(), 0.1), compiler="aot_eager")
+    engine.backward(global_loss(engine.embed(images(), None)))
+    return torch.cat([p.grad.reshape(-1) for p in engine.model.parameters()]).numpy()
+
+
+def test_a_compiled_network_has_the_same_gradient() -> None:
+    found = run_on_ranks(_compiled, 1)[0]
+    assert np.allclose(found, plain_gradient(), rtol=1e-4, atol=1e-6)

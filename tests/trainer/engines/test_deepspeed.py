@@ -100,7 +100,7 @@ def step(engine: Engine, factor: float) -> float:
     loss = global_loss(embed(engine))
     set_rates(engine.optimiser, factor)
     engine.backward(loss)
-    assert engine.step() is None
+    assert engine.step().fault is None
     return float(loss.detach())
 
 
@@ -144,10 +144,10 @@ def disturb(case: Case) -> dict[str, Any]:
     step(engine, 1.0)
     before = arrays(engine)
     engine.backward(global_loss(embed(engine)) * float("nan"))
-    found: dict[str, Any] = {"refused": engine.step()}
+    found: dict[str, Any] = {"refused": engine.step().fault}
     engine.scale.value = 2.0**60
     engine.backward(global_loss(embed(engine)))
-    found["left out"] = engine.step()
+    found["left out"] = engine.step().fault
     found.update({"scale": engine.scale.value, "untouched": not unlike(arrays(engine), before)})
     engine.scale.value = 2.0**10
     step(engine, 1.0)
@@ -160,7 +160,7 @@ def overflow_in_full_precision(case: Case) -> dict[str, Any]:
     vectors = embed(engine)
     steep = ((vectors - vectors.detach()) * 1e38).sum()  # zero, with a gradient that the network makes infinite
     engine.backward(steep)
-    return {"said": engine.step(), "untouched": not unlike(arrays(engine), before)}
+    return {"said": engine.step().fault, "untouched": not unlike(arrays(engine), before)}
 
 
 def poison(case: Case) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def poison(case: Case) -> dict[str, Any]:
         engine.backward(loss * torch.inf if odd and where == "loss" else loss)
         if hook is not None:
             hook.remove()
-        said[where] = engine.step()
+        said[where] = engine.step().fault
     untouched = not unlike(arrays(engine), before)
     step(engine, 1.0)
     return {**said, "untouched": untouched, "goes on": bool(unlike(arrays(engine), before)) or distributed.rank() > 0}
