@@ -101,7 +101,7 @@ def page() -> str:
             "| argument | meaning |",
             "|---|---|",
         ]
-        lines += [f"| `{_cell(how)}` | {_plain(_cell(meaning))} |" for how, meaning in found.arguments]
+        lines += [f"| `{how.replace('{None}|', '')}` | {_plain(_cell(meaning))} |" for how, meaning in found.arguments]
         lines += ["", "</div>", ""]
     return "\n".join(lines)
 

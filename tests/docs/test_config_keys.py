@@ -16,7 +16,7 @@ from tests.docs.pages import PAGES, ROOT
 
 HISTORY = {"log.md", "decisions.md", "faults.md", "CHANGELOG.md"}
 SECTIONS = "data|model|objective|train|optim|cluster|growth|evaluate|checkpoint|ray|launch"
-NAMED = re.compile(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z]\w*)+(?![\w/])")
+NAMED = re.compile(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z]\w*)+(?![\w/(])")  # no paths, no calls
 FILES = ("py", "yaml", "md", "log", "json", "safetensors", "embedder")
 
 
