@@ -2,7 +2,8 @@
 
     python benchmarks/search_index.py [OUT] [--sizes 10000 50000 200000] [--vectors FILE.safetensors]
 
-Clustered vectors of length 1, queries from the same clusters, asked one at a time as the service does, one thread.
+Clustered vectors of length 1, queries from the same clusters, asked one at a time as the service does, one thread;
+and vectors without any clusters, the worst that an approximate index can meet.
 What is counted is what `subspace search` answers: a shortlist of the index, in the order of float64 distances. The
 truth is a scan of all in float64. `--vectors` adds the embeddings of a real run (RUN/evaluation/SPLIT.safetensors).
 
@@ -28,15 +29,16 @@ from safetensors.numpy import load_file
 from cluster.vector_index import Kind, VectorIndex, set_threads
 
 WIDTH, NUM_QUERIES, NEIGHBOURS, SHORTLIST, PER_CLUSTER = 64, 100, 10, 40, 200
+SPREAD = 0.5  # of a cluster, where centres are 1 apart in every dimension
 KINDS: tuple[Kind, ...] = ("exact", "ivf", "hnsw")
 
 
-def clustered(num_vectors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (M, D) vectors and (n, D) queries, both of length 1."""
+def drawn_vectors(num_vectors: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (M, D) vectors and (n, D) queries of length 1 around common centres; without centres if spread is inf."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(2, num_vectors // PER_CLUSTER), WIDTH))
-    drawn = centres[rng.integers(len(centres), size=num_vectors + NUM_QUERIES)]
-    drawn = drawn + 0.5 * rng.standard_normal(drawn.shape)
+    noise = rng.standard_normal((num_vectors + NUM_QUERIES, WIDTH))
+    drawn = noise if spread == np.inf else centres[rng.integers(len(centres), size=len(noise))] + spread * noise
     found = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
     return found[:num_vectors], found[num_vectors:]
 
@@ -112,7 +114,8 @@ def main() -> None:
     given = parser.parse_args()
     set_threads(1)
     assert faiss.omp_get_max_threads() == 1
-    found = {f"clustered {size}": case(*clustered(size, seed=0)) for size in given.sizes}
+    found = {f"clustered {size}": case(*drawn_vectors(size, SPREAD)) for size in given.sizes}
+    found["without clusters"] = case(*drawn_vectors(given.sizes[0], np.inf))
     if given.vectors is not None:
         found["real"] = case(*real(given.vectors))
     write(given.out, {"shortlist": SHORTLIST, "cases": found})

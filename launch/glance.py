@@ -17,7 +17,6 @@ from typing import Any
 
 from cluster.journal import read_events
 from data_shards.errors import intact
-from data_shards.files import open_plain
 from launch import history, yaml_file
 from launch.json_lines import EPOCH_LINE, Record, tail_records
 from launch.status import LEDGER, read_status, timestamp
@@ -121,11 +120,7 @@ def _glance(run: Path, now: float) -> Glance:
 
 def _config(run: Path) -> Mapping[str, Any]:
     path = run / "config.yaml"
-    if not path.exists():
-        return {}
-    with open_plain(path, yaml_file.MAX_BYTES) as file:
-        found = yaml_file.parse(file.read().decode("utf-8", "replace"), str(path))
-    return found if isinstance(found, dict) else {}
+    return yaml_file.read(path) if path.exists() else {}
 
 
 def _number(config: Mapping[str, Any], section: str, name: str) -> int | None:
