@@ -6,6 +6,7 @@ Legend: n rows of a block, m rows that are asked about, F feature width, K centr
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -73,12 +74,18 @@ def compiled() -> Any:
     return kernels
 
 
+def pieces(num_rows: int, width: int) -> Iterator[slice]:
+    """Yield consecutive rows, some 2**17 numbers at a time: what is done with them in several steps stays in cache."""
+    step = max(1, (1 << 17) // max(width, 1))
+    for start in range(0, num_rows, step):
+        yield slice(start, start + step)
+
+
 def row_norms(features: Features) -> Features:
     """Return (n,) upper bounds of the Euclidean row norms, rounding included."""
     out = np.empty(len(features), dtype=np.float32)
-    for start in range(0, len(features), 1024):
-        part = features[start : start + 1024]
-        np.sqrt(np.einsum("ij,ij->i", part, part), out=out[start : start + 1024])
+    for part in pieces(*features.shape):
+        np.sqrt(np.einsum("ij,ij->i", features[part], features[part]), out=out[part])
     out *= np.float32(1 + (features.shape[1] + 8) * UNIT)
     out += np.float32(1e-20)
     return out

@@ -12,7 +12,6 @@ Legend: n rows held here, F feature width, K centroids, j centroids chosen so fa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +24,11 @@ from cluster.index import (
     Features,
     Labels,
     NearestCentroid,
-    check_features,
+    checked,
     exact_distances,
-    largest_magnitude,
     row_norm_bound,
 )
-from cluster.screen import Ids, Loaded, shifted_scores
+from cluster.screen import Ids, Loaded, pieces, shifted_scores
 from cluster.sums import CHUNK, Scale, Sums
 from data_shards import keyed
 from data_shards.errors import UserError
@@ -64,9 +62,9 @@ class Partial(NamedTuple):
 class _Block:
     """Rows put together, where the backend wants them, with their latest labels and how long these are safe."""
 
-    def __init__(self, row_ids: Ids, features: Features, loaded: Loaded) -> None:
+    def __init__(self, row_ids: Ids, features: Features, loaded: Loaded, max_abs: float) -> None:
         self.row_ids, self.features, self.loaded = row_ids, features, loaded
-        self.max_abs, self.max_norm = largest_magnitude(features), row_norm_bound(features)
+        self.max_abs, self.max_norm = max_abs, row_norm_bound(features)
         self.labels: Labels | None = None
         self.bounds: Bounds | None = None
         self.nearest_chosen = np.full(len(row_ids), np.inf, dtype=np.float32)  # squared distance while seeding
@@ -97,14 +95,14 @@ class KMeansShard:
         if version > self.version:
             self._clear(version)
         ids = np.ascontiguousarray(row_ids, dtype=np.int64)
-        block = check_features(features, ids)
+        block, max_abs = checked(features, ids)
         if len(ids) != len(block):
             raise UserError(f"{len(ids)} row ids came with {len(block)} rows of features.")
         if self._blocks and self._blocks[0].features.shape[1] != block.shape[1]:
             width = self._blocks[0].features.shape[1]
             raise UserError(f"Features are {block.shape[1]} wide, but earlier rows of this version are {width} wide.")
         if len(ids):
-            self._blocks.append(_Block(ids, block, self._index.load(block)))
+            self._blocks.append(_Block(ids, block, self._index.load(block), max_abs))
             self._centroids = self._chosen = None
 
     def reset(self, version: int) -> None:
@@ -160,7 +158,7 @@ class KMeansShard:
             for block in self._blocks:
                 block.nearest_chosen.fill(np.inf)
         for block in self._blocks:
-            for part in _parts(block):
+            for part in pieces(*block.features.shape):
                 for centre in chosen[known:]:
                     # Not a matrix product: einsum sums every row on its own, in one order, whatever the block.
                     squares = _squares(block.features[part], centre)
@@ -240,7 +238,7 @@ class KMeansShard:
         for block in self._blocks:
             assert block.labels is not None
             distances = np.concatenate(
-                [exact_distances(block.features[p], centroids[block.labels[p]]) for p in _parts(block)]
+                [exact_distances(block.features[p], centroids[block.labels[p]]) for p in pieces(*block.features.shape)]
             )
             order = np.lexsort((block.row_ids, -distances))[:num]
             found += [
@@ -271,7 +269,7 @@ class KMeansShard:
         total = 0
         for block in self._blocks:
             assert block.labels is not None
-            for part in _parts(block):
+            for part in pieces(*block.features.shape):
                 squares = _squares(block.features[part], centroids[block.labels[part]], unit).astype(np.float64)
                 total += int(np.rint(np.ldexp(squares, shift + 2 * exponent)).astype(np.int64).sum())
         return total
@@ -298,11 +296,6 @@ class KMeansShard:
                 rows = np.flatnonzero((extra <= limit + 2 * tolerance) & (block.labels != k))
                 part.append((_extra_costs(block, rows, centroids, k), block.row_ids[rows]))
         return [_cheapest(part, num) for part in parts]
-
-
-def _parts(block: _Block) -> Iterator[slice]:
-    for start in range(0, len(block.row_ids), CHUNK):
-        yield slice(start, start + CHUNK)
 
 
 def _squares(rows: Features, centroids: Features, unit: np.float32 | None = None) -> Features:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.screen import UNIT, Features, Ids, Labels, Loaded, Rows, Screen
+from cluster.screen import UNIT, Features, Ids, Labels, Loaded, Rows, Screen, pieces
 from cluster.sums import CHUNK, MOST_TERMS, Sums
 
 _FAR = 3e38  # score of the centroids K to P that do not exist
@@ -78,8 +78,7 @@ class TorchBackend:
         copied = self._dtype != torch.float32
         centred = torch.empty(rows.shape, dtype=self._dtype, device=self._device) if copied else rows
         lost = 0.0
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in pieces(*block.shape):
             exact = rows[part] - reference
             norms[part] = _norms(exact)
             if copied:
@@ -209,8 +208,7 @@ def two_smallest(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _norms(rows: Tensor) -> Tensor:
     """Return upper bounds of the row norms, rounding included."""
-    squares = (rows * rows).sum(dim=1)
-    return squares.sqrt_().mul_(1.0 + (rows.shape[1] + 8) * UNIT).add_(1e-20)
+    return torch.linalg.vector_norm(rows, dim=1).mul_(1.0 + (rows.shape[1] + 8) * UNIT).add_(1e-20)
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:
