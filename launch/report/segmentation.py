@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NAMES = {
     "attention": "attention",
     "cluster": "first cluster",
+    "cluster_cut": "first cluster, cut by validation",
     "region": "nearest region",
     "grad_cam": "Grad-CAM",
     "unet_attention": "U-Net on attention",
