@@ -68,6 +68,8 @@ class ShapeGuide:
         make_optimiser, lr: of the critic.
         weight: of the critic's judgement in the network's loss.
         penalty: weight, in the critic's loss, of the squared norm of its logit's gradient at prior masks.
+        agreement: weight, in the network's loss, of the squared difference of the maps of an image's two views. A
+            critic cannot know where in an image a vessel is: it likes a map that is a few pixels beside as well.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class ShapeGuide:
         lr: float,
         weight: float = 1.0,
         penalty: float = 0.0,
+        agreement: float = 0.0,
     ) -> None:
-        self.critic, self.priors, self.weight, self.penalty = critic, priors, weight, penalty
+        self.critic, self.priors, self.weight = critic, priors, weight
+        self.penalty, self.agreement = penalty, agreement
         self._make, self._lr = make_optimiser, lr
         self._optimise()
         self._shown: Tensor | None = None
