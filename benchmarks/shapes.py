@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy import ndimage
 from segmentation import over_seeds, scored
 from torch import Tensor
@@ -82,6 +83,7 @@ def picture(run: Path, held_out: Masked, path: Path) -> None:
     for place, name in enumerate(("image", "true vessels", "first cluster")):
         axes[place, 0].set_title(name, loc="left")
     figure.savefig(path, dpi=72)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def main() -> None:
