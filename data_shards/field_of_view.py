@@ -10,6 +10,7 @@ Legend: H, W height and width of the image.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from data_shards.decode import UInt8Array, Unreadable
@@ -24,7 +25,7 @@ def fundus_region(image: UInt8Array, min_share: float = 0.0) -> Region:
 
     Raises Unreadable for a dark image, and for a component with less than `min_share` of all pixels.
     """
-    parts, num_parts = ndimage.label((image > DARK).any(axis=2), structure=np.ones((3, 3)))
+    parts, num_parts = ndimage.label(lit(image), structure=np.ones((3, 3)))
     if num_parts == 0:
         raise Unreadable(f"no field of view: no pixel is above {DARK}")
     sizes = np.bincount(parts.ravel())[1:]
@@ -36,6 +37,11 @@ def fundus_region(image: UInt8Array, min_share: float = 0.0) -> Region:
     top, bottom = _widened(rows, parts.shape[0])
     left, right = _widened(columns, parts.shape[1])
     return top, bottom, left, right
+
+
+def lit(image: UInt8Array) -> npt.NDArray[np.bool_]:
+    """Return (H, W): the pixels of an (H, W, C) image of which any channel is above 20."""
+    return np.asarray((image > DARK).any(axis=2))
 
 
 def _widened(span: slice, side: int) -> tuple[int, int]:

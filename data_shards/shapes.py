@@ -40,20 +40,20 @@ class Branches:
     widths: FloatArray
 
 
-def vessel_mask(seed: int, index: int, size: int) -> UInt8Array:
-    """Return a (size, size) mask, 255 on branching vessels, 0 elsewhere; 3 to 11 % of it is foreground."""
+def vessel_mask(seed: int, index: int, size: int, share: tuple[float, float] = VESSEL_SHARE) -> UInt8Array:
+    """Return a (size, size) mask, 255 on branching vessels, 0 elsewhere; the foreground's share is in that range."""
     _check(size)
-    low, high = VESSEL_SHARE
+    low, high = share
     for attempt in count():  # of a thousand trees a few do not get there, most of them outside of the mask
-        mask = _drawn_tree(generator(seed, "vessel mask", index, attempt), size)
+        mask = _drawn_tree(generator(seed, "vessel mask", index, attempt), size, share)
         if low <= np.count_nonzero(mask) / mask.size <= high:
             return mask
     raise AssertionError("not reached")
 
 
-def _drawn_tree(rng: np.random.Generator, size: int) -> UInt8Array:
+def _drawn_tree(rng: np.random.Generator, size: int, share_range: tuple[float, float]) -> UInt8Array:
     """Return the mask of one tree, as thick as it takes for a share of foreground that is drawn first."""
-    wanted = rng.uniform(*VESSEL_SHARE)
+    wanted = rng.uniform(*share_range)
     tree = grow(rng, *_roots(rng), length=rng.uniform(0.35, 0.6), width=0.02, generations=4)
     thickness = 1.0
     for _ in range(_TRIES):

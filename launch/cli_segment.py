@@ -22,6 +22,8 @@ def segment(
     grad_cam_class: Literal["predicted", "label"] = "predicted",
     unet_epochs: int = 30,
     seed: int | None = None,
+    size: int | None = None,
+    lit: bool = False,
     out: Path | None = None,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
@@ -37,6 +39,9 @@ def segment(
         grad_cam_class: whose Grad-CAM: the class that the network predicts, or the labelled one.
         unet_epochs: passes over the training split.
         seed: of the U-Nets and of the intervals; the run's when not given.
+        size: look at whole images, their shorter side at this many pixels, instead of at what evaluation sees; for
+            networks that take images of any size.
+        lit: predict nothing where no channel is above 20 of 255, as behind the round border of a fundus photograph.
         out: folder of the results; RUN/segmentation when not given.
         as_json: print the scores as JSON.
     """
@@ -46,7 +51,9 @@ def segment(
     from launch.segment import SegmentOptions
     from launch.segment import segment as run_segment
 
-    options = SegmentOptions(baseline, unet, unet_baseline, ceiling, map_scale, grad_cam_class, unet_epochs, seed)
+    options = SegmentOptions(
+        baseline, unet, unet_baseline, ceiling, map_scale, grad_cam_class, unet_epochs, seed, size, lit
+    )
     found = run_segment(run, options, out, tell=lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(found.scores))

@@ -101,9 +101,10 @@ def _guide(config: RunConfig, settings: ShapeSection | None, device: torch.devic
         return None
     side = config.data.image_size
     critic = Critic(side, settings.slope, config.seed).to(device)
-    priors = shape_priors(settings.priors, side, config.seed)
+    priors = shape_priors(settings.priors, side, config.seed, settings.share)
     lr = config.optim.lr * settings.lr_factor
-    return ShapeGuide(critic, priors, engines.optimiser(config), lr, settings.weight)
+    make = engines.optimiser(config)
+    return ShapeGuide(critic, priors, make, lr, settings.weight, settings.penalty, settings.agreement)
 
 
 def _loss(config: RunConfig, num_classes: int, num_dims: int, name: str, seed: int | None) -> Loss:

@@ -5,6 +5,8 @@ Legend: n masks, S x S pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +18,66 @@ from torch import Tensor
 from data_shards import keyed
 from data_shards.augment import AugmentConfig, draw
 from data_shards.augment_batch import sampling_grid
-from data_shards.decode import Unreadable, load_image, read_bytes
+from data_shards.decode import UInt8Array, Unreadable, load_image, read_bytes
 from data_shards.errors import UserError
 from data_shards.sandbox import Reply, Sandbox
-from data_shards.shapes import disc_mask, vessel_mask
+from data_shards.shapes import VESSEL_SHARE, disc_mask, vessel_mask
 from trainer.objectives.critic import Priors
 
 DRAWN = {"vessels": vessel_mask, "discs": disc_mask}
+_MOST_OF, _APART = (0.02, 0.2), 0.02  # shares that trees can be drawn to
 THRESHOLD = 0.1  # of a mask that was interpolated
 _MOTIONS = {"hflip": True, "vflip": True, "rotate_degrees": 180.0, "scale": (1.0, 1.25), "padding": "zeros"}
 
 
-def shape_priors(name: str, side: int, seed: int) -> Priors:
+def shape_priors(name: str, side: int, seed: int, share: tuple[float, float] | None = None) -> Priors:
     """Return what gives the prior masks of a step, (n, S, S) float32 of 0 and 1; the same for the same step and places.
 
+    `share` is the least and the most of a mask that drawn vessels take.
+
     Raises:
-        UserError: neither a name nor a folder of masks.
+        UserError: neither a name nor a folder of masks, or a share that cannot be drawn.
     """
+    if share is not None and (name != "vessels" or not _MOST_OF[0] <= share[0] <= share[1] - _APART <= _MOST_OF[1]):
+        raise UserError(
+            f"objective.local.shape.share: {share[0]} to {share[1]}: it is of the priors 'vessels', from {_MOST_OF[0]}"
+            f" to {_MOST_OF[1]}, and {_APART} apart at least"
+        )
+    if name == "vessels":
+        return _Drawn(partial(vessel_mask, share=share or VESSEL_SHARE), side, seed)
     if name in DRAWN:
-        return _Drawn(name, side, seed)
+        return _Drawn(DRAWN[name], side, seed)
     if not Path(name).is_dir():
         raise UserError(f"objective.local.shape.priors: {name} is neither {' nor '.join(DRAWN)} nor a folder")
     return _Kept(_read(Path(name)), side, seed)
 
 
 class _Drawn:
-    """A new mask for every place of every step."""
+    """For every place a new mask every eight steps, which are shown its eight flips and turns: drawing costs as much as
+    a step of a small network, and what is drawn looks alike from all sides."""
 
-    def __init__(self, name: str, side: int, seed: int) -> None:
-        self.make, self.side, self.seed = DRAWN[name], side, seed
+    def __init__(self, make: Callable[[int, int, int], UInt8Array], side: int, seed: int) -> None:
+        self.make, self.side, self.seed = make, side, seed
+
+        self._kept: tuple[int, dict[int, UInt8Array]] = (-1, {})
 
     def __call__(self, step: int, places: npt.NDArray[np.int64]) -> Tensor:
-        masks = [self.make(keyed.key(self.seed, "priors", step) >> 1, int(place), self.side) for place in places]
+        first, view = divmod(step, 8)
+        if self._kept[0] != first:
+            self._kept = (first, {})
+        masks = [_seen(self._mask(first, int(place)), view) for place in places]
         return torch.from_numpy(np.stack(masks) > 0).float()
+
+    def _mask(self, first: int, place: int) -> UInt8Array:
+        kept = self._kept[1]
+        if place not in kept:
+            kept[place] = self.make(keyed.key(self.seed, "priors", first) >> 1, place, self.side)
+        return kept[place]
+
+
+def _seen(mask: UInt8Array, view: int) -> UInt8Array:
+    """Return one of the eight views of a mask: 0 to 3 quarter turns, of it or of its mirror image."""
+    return np.rot90(mask[:, ::-1] if view >= 4 else mask, view % 4)
 
 
 class _Kept:

@@ -138,6 +138,16 @@ class ShapeSection(Section):
     weight: float = Field(1.0, ge=0, le=1e6, description="of its judgement in the loss")
     lr_factor: float = Field(0.05, gt=0, le=1e6, description="its rate is optim.lr times this")
     slope: float = Field(0.2, ge=0, le=1, description="of its leaky ReLU; 1, which the released code has, is none")
+    penalty: float = Field(0.0, ge=0, le=1e6, description="on its squared gradient at prior masks; the paper has none")
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the squared difference of two views' first clusters; the paper has none",
+    )
+    share: tuple[float, float] | None = Field(
+        None, description="of drawn vessels in their mask, least and most; 0.03 and 0.11 when not given"
+    )
 
 
 class LocalSection(Section):

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from trainer import distributed
 from trainer.heads.dense import DenseEmbedding
 from trainer.segmentation import pixels, sources
 from trainer.segmentation.maps import Scale
-from trainer.segmentation.protocol import Masked, Method, Result, Rows, judge, splits
+from trainer.segmentation.protocol import Masked, Method, Result, Rows, judge, lit_views, splits
 from trainer.segmentation.scores import summary
 from trainer.segmentation.simple import simple_methods
 from trainer.segmentation.unet import Labels, UNetOptions, probabilities, train_unet
@@ -53,6 +53,8 @@ class SegmentOptions:
     target: sources.Target = "predicted"
     unet_epochs: int = UNetOptions.epochs
     seed: int | None = None  # of the U-Nets and the bootstrap; the run's when not given
+    size: int | None = None  # whole images, their shorter side at this many pixels; what evaluation sees when not given
+    lit: bool = False  # nothing is predicted where the camera shows nothing
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def segment(run: Path, options: SegmentOptions, out: Path | None = None, tell: T
 
     if options.unet_baseline and options.baseline is None:
         raise UserError("--unet-baseline needs --baseline: a U-Net on the masks of which classification run?")
+    if options.size is not None and not 16 <= options.size <= 4096:
+        raise UserError(f"--size must be 16 to 4096 pixels, got {options.size}")
     if options.unet_epochs < 1:
         raise UserError(f"--unet-epochs must be 1 or more, got {options.unet_epochs}")
     config = config_of(run)
@@ -93,8 +97,10 @@ def segment(run: Path, options: SegmentOptions, out: Path | None = None, tell: T
 
 def _compared(own: Trained, options: SegmentOptions, tell: Tell) -> Segmented:
     config = build.transform(own.config)
+    if options.size is not None:
+        config = replace(config, size=options.size, resize=options.size)
     folder, train, validation, test = build.open_splits(own.config)
-    tuning, held_out, without = splits(validation, test, config)
+    tuning, held_out, without = splits(validation, test, config, options.lit)
     seed = own.config.seed if options.seed is None else options.seed
     results: list[Result] = []
     for method in list(_map_methods(own, options, config, folder.manifest)):  # refused before anything is scored
@@ -114,6 +120,7 @@ def _compared(own: Trained, options: SegmentOptions, tell: Tell) -> Segmented:
         "epoch": own.epoch,
         "seed": seed,
         "image_size": config.size,
+        "only_lit": options.lit,
         "map_scale": options.scale,
         "grad_cam_class": options.target,
         "thresholds_from": {"images": tuning.name, "num_images": len(tuning.rows)},
@@ -130,6 +137,7 @@ def _map_methods(own: Trained, options: SegmentOptions, config: AugmentConfig, m
     of the baseline."""
     if isinstance(own.network.head, DenseEmbedding):
         yield Method("cluster", {"only": pixels.maker(own.network, config, pixels.cluster)}, threshold=0.5)
+        yield Method("cluster_cut", {"only": pixels.maker(own.network, config, pixels.cluster)})
         yield Method("region", {"only": pixels.maker(own.network, config, pixels.nearest_region)}, threshold=0.5)
     else:
         coarse = sources.attention(own.network, config)
@@ -183,7 +191,13 @@ def _trainings(
         sure = None
         if result.method.name == "cluster":
             sure = pixels.maker(own.network, config, pixels.certainty)(train, rows)
-        yield f"unet_{result.method.name}", rows, pseudo_masks(result, train, rows), sure
+        labels = pseudo_masks(result, train, rows)
+        yield (
+            f"unet_{result.method.name}",
+            rows,
+            _where_lit(labels, train, rows, config) if options.lit else labels,
+            sure,
+        )
     if options.ceiling:
         rows = train.masked_rows()
         if not len(rows):
@@ -195,6 +209,11 @@ def pseudo_masks(result: Result, reader: SplitReader, rows: Rows) -> Labels:
     """Return the labels that a method's maps give some rows, at the threshold that validation chose."""
     maps = result.method.variants[result.variant](reader, rows)
     return lambda places: maps(places) >= result.threshold
+
+
+def _where_lit(labels: Labels, reader: SplitReader, rows: Rows, config: AugmentConfig) -> Labels:
+    field = torch.from_numpy(lit_views(reader, rows, config))
+    return lambda places: labels(places) & field[places]
 
 
 def figures(results: list[Result], seed: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAMES = {
     "attention": "attention",
     "cluster": "first cluster",
+    "cluster_cut": "cluster, chosen cut",
     "region": "nearest region",
     "grad_cam": "Grad-CAM",
     "unet_attention": "U-Net on attention",
@@ -187,7 +188,9 @@ def _outlines(found: Segmented, result: Result) -> _Cell:
     def draw(axes: Axes, place: int) -> None:
         show(axes, _picture(found, place))
         _outline(axes, found.held_out.masks[place], TRUE, width=0.8)
-        _outline(axes, (result.maps(np.array([place]))[0] >= result.threshold).numpy(), PREDICTED)
+        places = np.array([place])
+        inside = found.held_out.inside(result.maps(places).numpy(), places)[0]
+        _outline(axes, inside >= result.threshold, PREDICTED)
         axes.set_xlabel(f"{result.overlap.dice[place]:.2f}", fontsize=8, labelpad=2)
 
     return draw

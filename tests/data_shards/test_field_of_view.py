@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_shards.decode import Unreadable
 from data_shards.field_of_view import DARK, MARGIN_PX, fundus_region
+from data_shards.field_of_view import lit as lit_pixels
 
 REAL = os.environ.get("SUBSPACE_DATA")
 
@@ -64,3 +65,8 @@ def test_the_field_of_view_that_publishers_drew() -> None:
         top, bottom, left, right = fundus_region(np.asarray(Image.open(folder / "images" / f"{number}.png")))
         expected = [max(0, low[0]), min(584, high[0]), max(0, low[1]), min(565, high[1])]
         assert np.abs(np.array([top, bottom, left, right]) - expected).max() <= 2
+
+
+def test_what_is_lit_has_one_channel_above_black() -> None:
+    image = np.array([[[0, 0, 0], [DARK, DARK, DARK]], [[0, 0, DARK + 1], [255, 0, 0]]], dtype=np.uint8)
+    assert lit_pixels(image).tolist() == [[False, False], [True, True]]

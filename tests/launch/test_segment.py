@@ -73,9 +73,15 @@ def test_a_network_of_pixels_is_scored_by_its_first_cluster(shards: Path, cli: C
     code, out, err = cli("segment", run, "--unet", "--unet-epochs", "1", "--json")
     assert code == 0, err
     scores = json.loads(out)
-    assert list(scores["methods"])[:3] == ["cluster", "region", "unet_cluster"]
+    assert list(scores["methods"])[:3] == ["cluster", "cluster_cut", "region"]
     assert scores["methods"]["cluster"]["threshold"] == 0.5 and not scores["methods"]["cluster"]["threshold_chosen"]
+    assert scores["methods"]["cluster_cut"]["threshold_chosen"]
     assert "cluster - green_level" in scores["dice_differences"]
+    code, out, err = cli("segment", run, "--unet", "--unet-epochs", "1", "--size", "48", "--lit", "--json")
+    assert code == 0, err
+    scores = json.loads(out)
+    assert (scores["image_size"], scores["only_lit"]) == (48, True)
+    one_line(cli("segment", run, "--size", "8"), "--size must be 16 to 4096")
 
 
 def test_the_whole_path(run: Path, baseline: Path, shards: Path, cli: Cli) -> None:

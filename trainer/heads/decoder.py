@@ -26,20 +26,18 @@ class Decoder(nn.Module):
     """L levels (B, C_i, h_i, w_i), finest first -> (B, 2 C_0, h_0, w_0).
 
     From the coarsest on: up to the size of the next finer level, joined with it, then two convolutions, to its channels
-    and to those of the level after it. The finest is joined only. Raises ValueError for a single level.
+    and to those of the level after it. The finest is joined only. A single level is passed on, (B, C_0, h_0, w_0).
     """
 
     def __init__(self, channels: Sequence[int], norm: NormFactory) -> None:
         super().__init__()
-        if len(channels) < 2:
-            raise ValueError("a dense head needs a backbone of two levels or more")
         self.steps = nn.ModuleList()
         coming = channels[-1]
         for i in range(len(channels) - 2, 0, -1):
             widen = conv_norm_relu(coming + channels[i], channels[i], norm)
             self.steps.append(nn.Sequential(widen, conv_norm_relu(channels[i], channels[i - 1], norm)))
             coming = channels[i - 1]
-        self.out_channels = coming + channels[0]
+        self.out_channels = coming + channels[0] if len(channels) > 1 else coming
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the feature map."""

@@ -73,8 +73,10 @@ class LocalLayout:
 class DenseEmbedding(EmbeddingHead):
     """Levels -> `Embedded` whose vectors are rows of `layout`. Float32 behind the convolutions, under autocast too.
 
-    Clusters are sigmoids divided by their sum, not a softmax. `features` (B, d) are the mean of the patches. There is
-    no dropout and nothing to grow. Raises ValueError for several branches of a gate.
+    Clusters are sigmoids divided by their sum, not a softmax. `spread` above 0 normalises what goes into the sigmoids,
+    as the network normalises, and starts it at that deviation: so a cluster does not become empty, where sigmoids have
+    no slope, because a critic liked it better for a while. 0 is as published. `features` (B, d) are the mean of the
+    patches. There is no dropout and nothing to grow. Raises ValueError for several branches of a gate.
     """
 
     def __init__(
@@ -86,11 +88,14 @@ class DenseEmbedding(EmbeddingHead):
         num_clusters: int = 16,
         shape_side: int = 0,
         num_branches: int = 1,
+        spread: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if shape_side and not num_clusters:
             raise ValueError("shapes are those of the first cluster: there must be clusters")
+        if spread < 0:
+            raise ValueError(f"spread is a standard deviation, or 0 for none, got {spread}")
         if num_branches > 1:
             raise ValueError("a dense head sees one branch; use one mask")
         self.layout = LocalLayout(grid, width, num_clusters, shape_side)
@@ -101,6 +106,8 @@ class DenseEmbedding(EmbeddingHead):
         self.to_vectors = _branch(shared, width, make_norm)
         self.to_clusters = _branch(shared, num_clusters, make_norm) if num_clusters else None
         kaiming_convolutions(self, seed, "dense")
+        if spread > 0 and self.to_clusters is not None:
+            self.to_clusters.append(_spread_out(make_norm(num_clusters), spread))
 
     def pixels(self, levels: Sequence[Tensor]) -> Pixels:
         """Return what every pixel is."""
@@ -121,6 +128,12 @@ class DenseEmbedding(EmbeddingHead):
 def _branch(in_channels: int, out_channels: int, norm: NormFactory) -> nn.Sequential:
     last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
     return nn.Sequential(conv_norm_relu(in_channels, out_channels, norm), last)
+
+
+def _spread_out(norm: nn.Module, spread: float) -> nn.Module:
+    """Return a norm whose outputs start with that standard deviation."""
+    nn.init.constant_(norm.get_parameter("weight"), spread)
+    return norm
 
 
 def summed_up(pixels: Pixels, grid: int, with_shape: bool = False) -> Parts:

@@ -1,7 +1,9 @@
 """A critic of shapes: does a mask look like one of the prior masks? The second player of shape-guided segmentation.
 
 Chen et al. 2021, https://arxiv.org/abs/2108.09440; a plain adversarial game (Goodfellow et al. 2014,
-https://arxiv.org/abs/1406.2661) with the non-saturating loss for the network.
+https://arxiv.org/abs/1406.2661) with the non-saturating loss for the network. Not of that paper is a penalty on the
+critic's gradient at prior masks (Mescheder et al. 2018, https://arxiv.org/abs/1801.04406): they are black and white,
+and maps are not, so a critic without it soon tells them apart by that alone, and the network learns nothing of shapes.
 
 Legend: B images, S x S pixels.
 """
@@ -65,6 +67,9 @@ class ShapeGuide:
         priors: step and places -> prior masks, keyed, the same on every rank.
         make_optimiser, lr: of the critic.
         weight: of the critic's judgement in the network's loss.
+        penalty: weight, in the critic's loss, of the squared norm of its logit's gradient at prior masks.
+        agreement: weight, in the network's loss, of the squared difference of the maps of an image's two views. A
+            critic cannot know where in an image a vessel is: it likes a map that is a few pixels beside as well.
     """
 
     def __init__(
@@ -74,8 +79,11 @@ class ShapeGuide:
         make_optimiser: Callable[[list[dict[str, object]]], torch.optim.Optimizer],
         lr: float,
         weight: float = 1.0,
+        penalty: float = 0.0,
+        agreement: float = 0.0,
     ) -> None:
         self.critic, self.priors, self.weight = critic, priors, weight
+        self.penalty, self.agreement = penalty, agreement
         self._make, self._lr = make_optimiser, lr
         self._optimise()
         self._shown: Tensor | None = None
@@ -93,10 +101,15 @@ class ShapeGuide:
         shown = self._shown
         assert shown is not None
         real = self.priors(number, np.arange(len(shown))).to(shown)
+        real.requires_grad_(self.penalty > 0)
         judged = self.critic(torch.cat([real, shown])[:, None])
         wanted = torch.cat([torch.ones(len(real)), torch.zeros(len(shown))]).to(judged)
         self.optimiser.zero_grad(set_to_none=True)
-        F.binary_cross_entropy_with_logits(judged, wanted).backward()
+        loss = F.binary_cross_entropy_with_logits(judged, wanted)
+        if self.penalty > 0:
+            (slopes,) = torch.autograd.grad(judged[: len(real)].sum(), real, create_graph=True)
+            loss = loss + self.penalty * slopes.square().sum(dim=(1, 2)).mean()
+        loss.backward()
         gradients = [parameter.grad for parameter in self.critic.parameters() if parameter.grad is not None]
         distributed.copy_from_leader(gradients)
         set_rates(self.optimiser, factor)

@@ -112,6 +112,9 @@ class LocalObjective(Objective):
             side = self.layout.shape_side
             unmixed = torch.arange(len(vectors), device=vectors.device) % SEEN != SEEN - 1
             terms["shape"] = self.guide.loss(parts.shape[unmixed].unflatten(1, (side, side)))
+            if self.guide.agreement > 0:
+                maps = parts.shape.unflatten(1, (side, side)).unflatten(0, (count, SEEN))
+                terms["agreement"] = self.guide.agreement * _disagreement(maps, drawn)
             self._step = step
         loss = torch.stack(list(terms.values())).sum()
         yield Update("embedding", loss, terms)
@@ -143,6 +146,16 @@ def _rows(patches: Tensor) -> Tensor:
 def _turned(image: Tensor, half: bool, quarters: int) -> Tensor:
     """Return an image (C, S, S) turned by half, then by quarters."""
     return torch.rot90(image, int(quarters) + 2 * int(half), (1, 2))
+
+
+def _disagreement(maps: Tensor, drawn: Draws) -> Tensor:
+    """Return the mean squared difference () of the two views of an image, turns undone, of maps (P, 5, S, S)."""
+    undone = [
+        _undone(maps[i, 2 + j][..., None], drawn.half[i, j], drawn.quarters[i, j])[..., 0]
+        for i in range(len(maps))
+        for j in (0, 1)
+    ]
+    return (maps[:, :2].flatten(0, 1) - torch.stack(undone)).square().mean()
 
 
 def _undone(patches: Tensor, half: bool, quarters: int) -> Tensor:

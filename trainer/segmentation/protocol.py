@@ -19,9 +19,10 @@ from torch import Tensor
 from data_shards import keyed
 from data_shards.augment import AugmentConfig
 from data_shards.errors import UserError
-from data_shards.evaluation import mask_views
+from data_shards.evaluation import image_view, mask_views
+from data_shards.field_of_view import lit
 from data_shards.reader import SplitReader
-from trainer.segmentation.scores import Bools, Overlap, best_threshold, joined, overlap, sweep
+from trainer.segmentation.scores import Bools, Floats, Overlap, best_threshold, joined, overlap, sweep
 
 Rows = npt.NDArray[np.int64]
 Places = slice | Rows  # among the rows that something was made for
@@ -33,12 +34,20 @@ BLOCK = 32  # images at full size at a time
 
 @dataclass(frozen=True)
 class Masked:
-    """Images of a split that have a mask: `rows` (N,), `masks` (N, S, S), and `name`, what they are."""
+    """Images of a split that have a mask: `rows` (N,), `masks` (N, S, S), and `name`, what they are.
+
+    Outside of `field` (N, S, S), where there is one, nothing is predicted, whatever the maps say.
+    """
 
     name: str
     reader: SplitReader
     rows: Rows
     masks: Bools
+    field: Bools | None = None
+
+    def inside(self, maps: Floats, places: Places) -> Floats:
+        """Return maps (n, S, S) of some of the images with the least there is outside of the field."""
+        return maps if self.field is None else np.where(self.field[places], maps, np.float32(-np.inf))
 
     def blocks(self) -> Iterator[slice]:
         """Yield the places 0..N-1 in pieces."""
@@ -71,9 +80,11 @@ class Result:
 
 
 def splits(
-    validation: SplitReader, test: SplitReader | None, config: AugmentConfig
+    validation: SplitReader, test: SplitReader | None, config: AugmentConfig, only_lit: bool = False
 ) -> tuple[Masked, Masked, dict[str, int]]:
     """Return the images that choose thresholds, those that are scored, and {split: images without a mask}.
+
+    With `only_lit` their field is what the camera shows between black borders.
 
     Raises:
         UserError: no masks to choose by, or too few to have some left.
@@ -87,14 +98,14 @@ def splits(
         )
     rows = validation.masked_rows()
     if test is not None and test.has_masks:
-        held_out = _masked(test.name, test, test.masked_rows(), config)
-        return _masked(validation.name, validation, rows, config), held_out, without
+        held_out = _masked(test.name, test, test.masked_rows(), config, only_lit)
+        return _masked(validation.name, validation, rows, config, only_lit), held_out, without
     first = halves(validation, rows)
     if first.all() or not first.any():
         raise UserError(f"{len(rows)} validation images with a mask are too few to choose by one half for the other.")
     return (
-        _masked("half of validation", validation, rows[first], config),
-        _masked("the other half of validation", validation, rows[~first], config),
+        _masked("half of validation", validation, rows[first], config, only_lit),
+        _masked("the other half of validation", validation, rows[~first], config, only_lit),
         without,
     )
 
@@ -112,8 +123,14 @@ def halves(reader: SplitReader, rows: Rows) -> Bools:
     return np.asarray(keyed.uniform(keyed.fold(keyed.key(0, "segmentation halves"), ids), 1)[:, 0] < 0.5)
 
 
-def _masked(name: str, reader: SplitReader, rows: Rows, config: AugmentConfig) -> Masked:
-    return Masked(name, reader, rows, mask_views(reader, rows, config))
+def _masked(name: str, reader: SplitReader, rows: Rows, config: AugmentConfig, only_lit: bool) -> Masked:
+    field = lit_views(reader, rows, config) if only_lit else None
+    return Masked(name, reader, rows, mask_views(reader, rows, config), field)
+
+
+def lit_views(reader: SplitReader, rows: Rows, config: AugmentConfig) -> Bools:
+    """Return (n, S, S): where the images are not black, as evaluation sees them."""
+    return np.stack([lit(image_view(reader.image(int(row)), config)) for row in rows])
 
 
 def judge(method: Method, tuning: Masked, held_out: Masked) -> Result:
@@ -131,13 +148,18 @@ def _tuned(maps: Maps, method: Method, tuning: Masked) -> tuple[float, float]:
     """Return the threshold and its mean Dice on the tuning images."""
     if method.threshold is not None:
         return method.threshold, float(_scored(maps, method.threshold, tuning).dice.mean())
-    ends = [(float(m.min()), float(m.max())) for m in (maps(places) for places in tuning.blocks())]
+    blocks = (
+        (maps(places), tuning.field if tuning.field is None else tuning.field[places]) for places in tuning.blocks()
+    )
+    known = (found.numpy() if field is None else found.numpy()[field] for found, field in blocks)
+    ends = [(float(m.min()), float(m.max())) for m in known]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     thresholds = np.linspace(low, high, NUM_THRESHOLDS).astype(np.float32)
-    swept = [sweep(maps(places).numpy(), tuning.masks[places], thresholds) for places in tuning.blocks()]
+    inside = ((tuning.inside(maps(places).numpy(), places), tuning.masks[places]) for places in tuning.blocks())
+    swept = [sweep(found, true, thresholds) for found, true in inside]
     return best_threshold(thresholds, joined(swept))
 
 
 def _scored(maps: Maps, threshold: float, images: Masked) -> Overlap:
-    parts = [overlap((maps(places) >= threshold).numpy(), images.masks[places]) for places in images.blocks()]
-    return joined(parts)
+    inside = ((images.inside(maps(places).numpy(), places), images.masks[places]) for places in images.blocks())
+    return joined([overlap(found >= threshold, true) for found, true in inside])

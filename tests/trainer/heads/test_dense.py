@@ -67,6 +67,23 @@ def test_rows_are_float32_under_autocast() -> None:
     torch.testing.assert_close(patches.norm(dim=2), torch.ones(2, 16))
 
 
-def test_one_level_is_nothing_to_decode() -> None:
-    with pytest.raises(ValueError, match="two levels"):
-        Decoder((8,), NORM)
+def test_one_level_is_passed_on() -> None:
+    decoder, level = Decoder((8,), NORM), torch.randn(2, 8, 5, 6)
+    assert torch.equal(decoder([level]), level) and decoder.out_channels == 8
+    assert DenseEmbedding((8,), NORM, width=6, num_clusters=4, grid=4).pixels([level]).vectors.shape == (2, 6, 5, 6)
+
+
+def test_clusters_that_are_spread_out_are_neither_empty_nor_everywhere() -> None:
+    level = torch.randn(2, 8, 20, 20)
+    head = DenseEmbedding((8,), NORM, width=6, num_clusters=4, spread=3.0)
+    assert head.to_clusters is not None
+    with torch.no_grad():
+        head.to_clusters[1].weight *= 0.1  # as good as empty, or everywhere, without it
+        head.to_clusters[1].bias -= 50
+    found = head.to_clusters(level)
+    torch.testing.assert_close(found.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.std(dim=(0, 2, 3)), torch.full((4,), 3.0), atol=0.1, rtol=0)
+    plain = DenseEmbedding((8,), NORM, width=6, num_clusters=4)
+    assert plain.to_clusters is not None and len(plain.to_clusters) == len(head.to_clusters) - 1
+    with pytest.raises(ValueError, match="spread"):
+        DenseEmbedding((8,), NORM, spread=-1.0)

@@ -28,8 +28,9 @@ def blobs(count: int) -> Tensor:
     return torch.rand(count, 32, 32, generator=torch.Generator().manual_seed(count)).clamp(0.2, 0.8)
 
 
-def guide() -> ShapeGuide:
-    return ShapeGuide(Critic(32, seed=1), lines, partial(OPTIMISERS["adam"], weight_decay=0.0), lr=1e-2)
+def guide(penalty: float = 0.0) -> ShapeGuide:
+    make = partial(OPTIMISERS["adam"], weight_decay=0.0)
+    return ShapeGuide(Critic(32, seed=1), lines, make, lr=1e-2, penalty=penalty)
 
 
 def test_published_size_and_any_side() -> None:
@@ -74,3 +75,44 @@ def test_weights_and_moments_go_into_a_checkpoint_and_back() -> None:
             each.step(0.5, number)
     for left, right in zip(one.critic.parameters(), other.critic.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def steepness(critic: Critic) -> float:
+    """Return the mean squared norm of the gradient of the logit at prior masks, one mask at a time."""
+    squares = []
+    for mask in lines(3, np.arange(8)):
+        given = mask[None, None].clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(critic(given)[0], given)
+        squares.append(float((slopes**2).sum()))
+    return float(np.mean(squares))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_penalty_flattens_the_critic_at_prior_masks() -> None:
+    free, bound = guide(), guide(penalty=10.0)
+    for number in range(40):
+        for each in (free, bound):
+            each.loss(blobs(8))
+            each.step(1.0, number)
+    assert steepness(bound.critic) < 0.2 * steepness(free.critic)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_penalty_adds_its_gradient_to_that_of_the_judgement() -> None:
+    """One step of plain descent, against the loss written out with finite penalties of single masks."""
+    make = partial(OPTIMISERS["sgd"], weight_decay=0.0, momentum=0.0, nesterov=False)
+    found, slow = (ShapeGuide(Critic(32, seed=1), lines, make, lr=1e-2, penalty=2.0) for _ in range(2))
+    found.loss(blobs(4))
+    found.step(1.0, 5)
+    real, critic = lines(5, np.arange(4))[:, None].requires_grad_(), slow.critic
+    loss = (
+        torch.nn.functional.softplus(-critic(real)).mean()
+        + torch.nn.functional.softplus(critic(blobs(4)[:, None])).mean()
+    ) / 2
+    for one in range(4):
+        given = real[one : one + 1]
+        (slopes,) = torch.autograd.grad(critic(given).sum(), given, create_graph=True)
+        loss = loss + 2.0 * (slopes**2).sum() / 4
+    gradients = torch.autograd.grad(loss, list(critic.parameters()))
+    for after, before, gradient in zip(found.critic.parameters(), critic.parameters(), gradients, strict=True):
+        torch.testing.assert_close(after, before - 1e-2 * gradient, atol=1e-6, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torch.nn.functional import normalize
 
 from trainer.heads.dense import LocalLayout, Parts, Pixels, summed_up
 from trainer.losses.local import instance_loss, region_loss
+from trainer.objectives.critic import Critic, ShapeGuide
 from trainer.objectives.local import LocalObjective
+from trainer.optim import OPTIMISERS
 from trainer.subspaces.partition import SubspacePartition
 
 LAYOUT = LocalLayout(grid=2, width=3, num_clusters=4)
@@ -86,3 +89,29 @@ def test_targets_of_mixtures_lie_between_their_images_and_are_held_still() -> No
     between = [w * patches[i, 0] + (1 - w) * patches[i, 1] for i, w in enumerate(weight.astype(np.float32))]
     items = torch.cat([patches[:, 4].flatten(0, 1), normalize(torch.cat(between), dim=1)])
     assert update.terms["mixed"].item() == pytest.approx(float(instance_loss(items)), rel=1e-5)
+
+
+def test_views_that_agree_cost_nothing_and_what_is_beside_costs() -> None:
+    """Maps of views that are the same image, and of the same maps moved by a pixel, which a critic could not tell."""
+    priors = lambda step, places: torch.zeros(len(places), 8, 8)  # noqa: E731
+    make = partial(OPTIMISERS["adam"], weight_decay=0.0)
+    layout = LocalLayout(grid=2, width=3, num_clusters=4, shape_side=8)
+    objective = LocalObjective(layout, seed=2, guide=ShapeGuide(Critic(8), priors, make, 1e-3, agreement=4.0))
+    views = torch.randn(6, 1, 3, 8, 8).expand(-1, 2, -1, -1, -1)
+    seen = objective.seen(views, np.arange(6), step=0)
+    clusters = torch.cat([seen, -seen[:, :1]], dim=1).softmax(dim=1)
+
+    def cost(found: Tensor) -> float:
+        rows = layout.pack(summed_up(Pixels(normalize(seen, dim=1), found), 2, with_shape=True))
+        (update,) = objective.updates(rows, torch.zeros(15), WHOLE, None, step=0)
+        return update.terms["agreement"].item()
+
+    assert cost(clusters) == pytest.approx(0, abs=1e-9)
+    beside = clusters.roll(1, dims=2)
+    first, expected = beside[:, 0].unflatten(0, (3, 5)), []
+    drawn = objective._draws(np.arange(3), 0)
+    for i in range(3):
+        for j in range(2):
+            back = first[i, 2 + j].rot90(-int(drawn.quarters[i, j]) - 2 * int(drawn.half[i, j]), (0, 1))
+            expected.append(float(((first[i, j] - back) ** 2).mean()))
+    assert cost(beside) == pytest.approx(4 * np.mean(expected), rel=1e-5) and max(expected) > 0

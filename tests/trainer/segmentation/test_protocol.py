@@ -89,6 +89,37 @@ def test_maps_of_one_value_have_scores(parts: tuple[Masked, Masked]) -> None:
     assert found.overlap.dice.mean() > 0
 
 
+def test_outside_of_the_field_nothing_is_predicted(parts: tuple[Masked, Masked]) -> None:
+    """As if the maps themselves were lowest there; and what is there does not move the candidates for the threshold."""
+    fields = [np.zeros_like(part.masks) for part in parts]
+    for field in fields:
+        field[:, 4:20, 6:30] = True
+    bounded = [Masked(p.name, p.reader, p.rows, p.masks, f) for p, f in zip(parts, fields, strict=True)]
+    method = noisy(0, 0.7)
+
+    def cut_off(reader: SplitReader, rows: Rows) -> Maps:
+        def maps(places: Places) -> Tensor:
+            found = method.variants["only"](reader, rows)(places).clone()
+            low = float(method.variants["only"](reader, rows)(slice(None))[:, 4:20, 6:30].min())
+            return torch.where(torch.from_numpy(fields[0][:1]), found, torch.tensor(low))
+
+        return maps
+
+    found, expected = judge(method, *bounded), judge(Method("cut off", {"only": cut_off}), *parts)
+    assert found.threshold == expected.threshold and found.tuning_dice == pytest.approx(expected.tuning_dice)
+    np.testing.assert_allclose(found.overlap.dice, expected.overlap.dice)
+    everything = Method("all", {"only": lambda r, rows: lambda p: torch.ones(len(rows[p]), 32, 32)}, threshold=0.5)
+    assert (judge(everything, *bounded).overlap.predicted == 16 * 24).all()
+
+
+def test_the_field_of_lit_pixels_is_asked_for(phantoms: ShardFolder) -> None:
+    tuning, held_out, _ = splits(phantoms.split("validation"), phantoms.split("test"), CONFIG, only_lit=True)
+    for part in (tuning, held_out):
+        assert part.field is not None and part.field.shape == part.masks.shape
+        image = part.reader.image(int(part.rows[0]))
+        assert part.field[0].mean() == pytest.approx((image.max(axis=2) > 20).mean(), abs=0.05)
+
+
 def make_table(folder: Path, masks: dict[str, list[bool]], groups: bool = False) -> ShardFolder:
     """Write a table: {split: has image i a mask}, with groups of two if wanted, and build it."""
     lines = ["path,label,mask,split,group"]
