@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [docs/results/performance/evaluation.json]
 
 Precision at 1, R-precision and MAP@R of 1e5 unit vectors of 128 dimensions, leave-one-out, for two sets: 1,000 classes
-of 100, and classes whose sizes fall from 1,000 like the root of 1 / rank. The calculator keeps N x k neighbours, where k
+of 100, and classes whose sizes fall from 1,000 like the root of 1 / rank. The calculator keeps N x k neighbours, and k
 must be the largest R ("max_bin_count"); its default asks for all N - 1 and would take 120 GB and more here. 1,000 keeps
 it within 6 GB. "dense" is our own exact distance of every pair, which the screen must equal to the last bit.
 

@@ -49,7 +49,7 @@ from data_shards.augment_batch import apply, normalise, warp_masks
 from data_shards.errors import LoaderError, UserError
 from data_shards.evaluation import image_view, with_channels
 from data_shards.order import GlobalBatch
-from data_shards.samplers import visits
+from data_shards.samplers import parts
 
 Rows = npt.NDArray[np.int64]
 _WORKER_TIMEOUT_S = 600.0
@@ -118,15 +118,14 @@ class _TrainItems(Dataset["_Item"]):
     finish: bool  # do the pixel work, too
 
     def __post_init__(self) -> None:
-        self.earlier = visits(self.batches)
+        self.parts = parts(self.batches)
 
     def __len__(self) -> int:
-        return max(0, len(self.batches) - self.start_step)
+        return max(0, len(self.parts) - self.start_step)
 
     def __getitem__(self, index: int) -> _Item:
-        subspace, whole = self.batches[self.start_step + index]
-        part = np.concatenate([np.arange(len(whole))[start:stop] for start, stop in self.slices])
-        rows, earlier = whole[part], self.earlier[self.start_step + index][part]
+        slices = [slice(start, stop) for start, stop in self.slices]
+        subspace, rows, earlier = self.parts.part(self.start_step + index, slices)
         drawn = draw_views(self.config, self.seed, self.epoch, self.reader.sample_ids[rows], self.views, earlier)
         try:
             raw = _raw(self.reader, rows, drawn, self.config, self.views, subspace, self.with_masks)
