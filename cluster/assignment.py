@@ -146,7 +146,7 @@ class Assignment:
         cluster is merged into the nearest remaining one by (K, F) centroids; its subspace then has no rows and gets no
         steps.
         """
-        labels = self.labels.copy()
+        labels = self.labels
         classes = label_counts(class_labels)[0]
         shape = (self.num_subspaces + 1, max(len(classes), 1))
         cells = np.zeros(shape[0] * shape[1], dtype=np.int64)
@@ -159,11 +159,15 @@ class Assignment:
             np.flatnonzero((table.sum(axis=1) > 0) & ~_trainable(table, rule)).tolist(),
             key=lambda k: (table[k].sum(), k),
         )
+        if not deficient:
+            return self
+        labels = labels.copy()
         for k in deficient:
             if reserves is not None:
                 reserve = reserves[k][reserves[k] >= 0]
                 _top_up(k, labels, numbered(classes, class_labels[reserve]), table, reserve, rule)
         _merge(labels, table, rule, centroids)
+        labels.flags.writeable = False
         return replace(self, labels=labels)
 
 
@@ -202,6 +206,7 @@ def from_clusters(
     if previous is not None:
         mapping = raw.mapping_to(previous, num_ids, new_tail)
     aligned = Assignment(_mapped(raw.labels, mapping), result.version, num_ids)
+    del raw  # 4 bytes of every row
     if rule is None or class_labels is None:
         return aligned
     centroids = np.full((num_ids, result.centroids.shape[1]), np.inf, dtype=np.float32)

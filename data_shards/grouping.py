@@ -8,6 +8,7 @@ Legend: S rows, K subspaces, C classes, G classes of a subspace that are used.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]]
+_last: list[tuple[Any, Any, int, Any]] = []
 _CHUNK = 2**16  # its numbers stay in the cache
 
 
@@ -66,6 +68,22 @@ def label_counts(labels: Ints) -> tuple[Ints, npt.NDArray[np.int64]]:
         counts += np.bincount(labels[start : start + _CHUNK] - least, minlength=len(counts))
     present = np.flatnonzero(counts)
     return (present + least).astype(labels.dtype), counts[present]
+
+
+def grouped_again(assignment: Ints | None, labels: Ints, num_subspaces: int) -> Grouping:
+    """Return `grouped`, what it was before if it is asked for the same arrays: clusters serve several epochs.
+
+    An assignment must be read-only, and nobody may change the labels.
+    """
+    if assignment is not None and assignment.flags.writeable:
+        return grouped(assignment, labels, num_subspaces)
+    for old, seen, number, found in _last:
+        if (None if old is None else old()) is assignment and seen() is labels and number == num_subspaces:
+            return found
+    _last.clear()
+    found = grouped(assignment, labels, num_subspaces)
+    _last.append((None if assignment is None else weakref.ref(assignment), weakref.ref(labels), num_subspaces, found))
+    return found
 
 
 def numbered(classes: Ints, labels: Ints) -> Ints:

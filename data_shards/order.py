@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from data_shards import keyed
 from data_shards.errors import UserError
-from data_shards.grouping import Grouping, Pool, grouped, label_counts
+from data_shards.grouping import Grouping, Pool, grouped, grouped_again, label_counts
 from data_shards.long_order import LongOrder
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -101,7 +101,8 @@ def batches(
         assignment, num_subspaces = None, max(num_subspaces, 1)
     elif len(assignment) != len(labels):
         raise UserError(f"the assignment has {len(assignment)} rows, the training split {len(labels)}: recluster")
-    groups = grouped(assignment, labels if rule.samples_per_class else np.zeros_like(labels), num_subspaces)
+    kinds = labels if rule.samples_per_class else np.zeros_like(labels)
+    groups = (grouped_again if len(labels) >= LONG else grouped)(assignment, kinds, num_subspaces)
     pools = _pools(groups, rule)
     num_assigned = len(groups.members)
     if rule.schedule == "published":
