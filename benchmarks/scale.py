@@ -32,7 +32,7 @@ import numpy as np
 from cluster.assignment import RepairRule, from_clusters
 from cluster.kmeans import KMeansResult
 from data_shards.errors import UserError
-from data_shards.order import BatchRule, batches
+from data_shards.order import LONG, BatchRule, batches
 from data_shards.samplers import blocks, parts, shares
 
 SIZES = [n for n in (10**4, 10**5, 10**6, 10**7, 10**8) if n <= float(os.environ.get("MOST_IDS", "1e8"))]
@@ -134,9 +134,9 @@ def run(num: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure every size, write or print what came of it, with the slopes of the logarithms from 1e6 ids on."""
+    """Measure every size, write or print what came of it, with the slopes of the logarithms for long orders."""
     results = [run(num) for num in SIZES]
-    large = [each for each in results if each["num"] >= 10**6]
+    large = [each for each in results if each["num"] >= LONG]
     slopes = {}
     if len(large) > 1:
         steps = np.log([each["num"] for each in large])

@@ -251,7 +251,12 @@ def _trainable(table: Counts, rule: RepairRule) -> npt.NDArray[np.bool_]:
 
 
 def _top_up(
-    k: int, labels: Labels, kinds: Counts, table: Counts, reserve: npt.NDArray[np.int64], rule: RepairRule
+    k: int,
+    labels: Labels,
+    kinds: npt.NDArray[np.integer],
+    table: Counts,
+    reserve: npt.NDArray[np.int64],
+    rule: RepairRule,
 ) -> None:
     """Move rows of `reserve` (R,), cheapest first, into cluster k until it is trainable; undo all if that fails.
 
