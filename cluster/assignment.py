@@ -11,18 +11,21 @@ Legend: S rows, K subspaces, R reserves per cluster.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.kmeans import KMeansResult
 from data_shards.errors import UserError
+from data_shards.grouping import label_counts, numbered
 
 Labels = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
 LEFT_OUT = -1
+_CHUNK = 2**16  # rows that are counted together and stay in the cache; of 1e8 at once gigabytes would be made
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,21 @@ class Assignment:
     labels: Labels
     version: int
     num_subspaces: int
-    hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        labels = np.array(self.labels, dtype=np.int32)
+        labels = _frozen(self.labels)
         if labels.ndim != 1:
             raise UserError(f"An assignment has one label per row, got an array of shape {labels.shape}.")
         if labels.size and (labels.min() < LEFT_OUT or labels.max() >= self.num_subspaces):
             raise UserError(f"Assignment labels must lie in -1..{self.num_subspaces - 1}; found others.")
-        labels.flags.writeable = False
-        header = f"assignment {self.version} {self.num_subspaces} {labels.size} ".encode()
         object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "hash", hashlib.sha256(header + labels.astype("<i4").tobytes()).hexdigest())
+
+    @cached_property
+    def hash(self) -> str:
+        """The sha256 of version, number of subspaces and labels."""
+        digest = hashlib.sha256(f"assignment {self.version} {self.num_subspaces} {self.labels.size} ".encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i4").data)
+        return digest.hexdigest()
 
     @classmethod
     def single(cls, num_rows: int, version: int = 0) -> Assignment:
@@ -64,7 +70,9 @@ class Assignment:
     ) -> Assignment:
         """Spread labels over rows 0..num_rows-1; rows that were not clustered are left out."""
         out = np.full(num_rows, LEFT_OUT, dtype=np.int32)
-        out[row_ids] = labels
+        for chunk in _chunks(len(row_ids)):
+            out[row_ids[chunk]] = labels[chunk]
+        out.flags.writeable = False
         return cls(out, version, num_subspaces)
 
     def __eq__(self, other: object) -> bool:
@@ -76,7 +84,10 @@ class Assignment:
     @property
     def counts(self) -> Counts:
         """Rows per subspace, (K,)."""
-        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_subspaces).astype(np.int64)
+        counts = np.zeros(self.num_subspaces + 1, dtype=np.int64)
+        for chunk in _chunks(len(self.labels)):
+            counts += np.bincount(self.labels[chunk] + 1, minlength=self.num_subspaces + 1)
+        return counts[1:]
 
     def mapping_to(self, previous: Assignment, num_subspaces: int | None = None, new_tail: int | None = None) -> Counts:
         """Return (K,) the id that each cluster of this assignment takes, see `aligned_to`."""
@@ -105,9 +116,8 @@ class Assignment:
         applied it the other way round), and is rectangular: after growth the cluster without a partner goes to
         `new_tail` (default: the last id), where the published code gave it whichever cluster came last.
         """
-        mapping = self.mapping_to(previous, num_subspaces, new_tail).astype(np.int32)
-        labels = np.where(self.labels >= 0, mapping[np.maximum(self.labels, 0)], LEFT_OUT).astype(np.int32)
-        return Assignment(labels, self.version, max(self.num_subspaces, num_subspaces or 0))
+        mapping = self.mapping_to(previous, num_subspaces, new_tail)
+        return Assignment(_mapped(self.labels, mapping), self.version, max(self.num_subspaces, num_subspaces or 0))
 
     def nmi_to(self, previous: Assignment) -> float:
         """Return the normalised mutual information (arithmetic mean) with `previous` over rows that both assign."""
@@ -137,18 +147,28 @@ class Assignment:
         cluster is merged into the nearest remaining one by (K, F) centroids; its subspace then has no rows and gets no
         steps.
         """
-        labels = self.labels.copy()
-        classes = np.unique(class_labels, return_inverse=True)[1].astype(np.int64)
-        table = np.zeros((self.num_subspaces, int(classes.max(initial=0)) + 1), dtype=np.int64)
-        np.add.at(table, (labels[labels >= 0], classes[labels >= 0]), 1)
+        labels = self.labels
+        classes = label_counts(class_labels)[0]
+        shape = (self.num_subspaces + 1, max(len(classes), 1))
+        cells = np.zeros(shape[0] * shape[1], dtype=np.int64)
+        kind = np.dtype(np.int32 if len(cells) < 2**31 else np.int64)
+        for chunk in _chunks(len(labels)):
+            kinds = numbered(classes, class_labels[chunk])
+            cells += np.bincount((labels[chunk] + 1) * kind.type(shape[1]) + kinds, minlength=len(cells))
+        table = cells.reshape(shape)[1:]
         deficient = sorted(
             np.flatnonzero((table.sum(axis=1) > 0) & ~_trainable(table, rule)).tolist(),
             key=lambda k: (table[k].sum(), k),
         )
+        if not deficient:
+            return self
+        labels = labels.copy()
         for k in deficient:
             if reserves is not None:
-                _top_up(k, labels, classes, table, reserves[k], rule)
+                reserve = reserves[k][reserves[k] >= 0]
+                _top_up(k, labels, numbered(classes, class_labels[reserve]), table, reserve, rule)
         _merge(labels, table, rule, centroids)
+        labels.flags.writeable = False
         return replace(self, labels=labels)
 
 
@@ -156,10 +176,12 @@ def contingency(current: Assignment, previous: Assignment) -> Counts:
     """Return (K, K_previous) counts of rows by both labels; rows left out by either do not count."""
     if len(current.labels) != len(previous.labels):
         raise UserError(f"Assignments of {len(current.labels)} and {len(previous.labels)} rows cannot be compared.")
-    both = (current.labels >= 0) & (previous.labels >= 0)
-    cells = current.labels[both].astype(np.int64) * previous.num_subspaces + previous.labels[both]
-    shape = (current.num_subspaces, previous.num_subspaces)
-    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
+    shape = (current.num_subspaces + 1, previous.num_subspaces + 1)
+    cells = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    for chunk in _chunks(len(current.labels)):
+        rows = (current.labels[chunk] + 1) * np.int32(shape[1]) + (previous.labels[chunk] + 1)
+        cells += np.bincount(rows, minlength=len(cells))
+    return cells.reshape(shape)[1:, 1:]
 
 
 def parents(current: Assignment, previous: Assignment | None) -> list[int]:
@@ -184,14 +206,39 @@ def from_clusters(
     mapping = np.arange(result.num_clusters)
     if previous is not None:
         mapping = raw.mapping_to(previous, num_ids, new_tail)
-    labels = np.where(raw.labels >= 0, mapping[np.maximum(raw.labels, 0)], LEFT_OUT).astype(np.int32)
-    aligned = Assignment(labels, result.version, num_ids)
+    aligned = Assignment(_mapped(raw.labels, mapping), result.version, num_ids)
+    del raw  # 4 bytes of every row
     if rule is None or class_labels is None:
         return aligned
     centroids = np.full((num_ids, result.centroids.shape[1]), np.inf, dtype=np.float32)
     reserves = np.full((num_ids, result.reserves.shape[1]), -1, dtype=np.int64)
     centroids[mapping], reserves[mapping] = result.centroids, result.reserves
     return aligned.repaired(rule, class_labels, centroids, reserves)
+
+
+def _frozen(labels: Labels) -> Labels:
+    """Return labels that nobody can change: a copy, unless they are read-only, as what is made here is."""
+    is_own = isinstance(labels, np.ndarray) and labels.dtype == np.int32 and labels.flags.owndata
+    if is_own and not labels.flags.writeable:
+        return labels
+    copy = np.array(labels, dtype=np.int32)
+    copy.flags.writeable = False
+    return copy
+
+
+def _mapped(labels: Labels, mapping: Counts) -> Labels:
+    """Return labels (S,) renumbered by `mapping` (K,); those left out stay so."""
+    if np.array_equal(mapping, np.arange(len(mapping))):
+        return labels
+    table, found = np.append(mapping, LEFT_OUT).astype(np.int32), np.empty(len(labels), dtype=np.int32)
+    for chunk in _chunks(len(labels)):
+        found[chunk] = table[labels[chunk]]  # -1 is the last
+    found.flags.writeable = False
+    return found
+
+
+def _chunks(num_rows: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, num_rows, _CHUNK)]
 
 
 def _entropy(probabilities: npt.NDArray[np.float64]) -> float:
@@ -205,17 +252,23 @@ def _trainable(table: Counts, rule: RepairRule) -> npt.NDArray[np.bool_]:
 
 
 def _top_up(
-    k: int, labels: Labels, classes: Counts, table: Counts, reserve: npt.NDArray[np.int64], rule: RepairRule
+    k: int,
+    labels: Labels,
+    kinds: npt.NDArray[np.integer],
+    table: Counts,
+    reserve: npt.NDArray[np.int64],
+    rule: RepairRule,
 ) -> None:
-    """Move rows of `reserve`, cheapest first, into cluster k until it is trainable; undo all if that fails.
+    """Move rows of `reserve` (R,), cheapest first, into cluster k until it is trainable; undo all if that fails.
 
+    `kinds` (R,) are their classes.
     While classes are missing, only rows of classes that do not have two members yet are taken.
     """
-    moves: list[tuple[int, int]] = []
-    for row in reserve[reserve >= 0]:
+    moves: list[tuple[int, int, int]] = []
+    for row, kind in zip(reserve.tolist(), kinds.tolist(), strict=True):
         if _trainable(table[k], rule):
             break
-        donor, kind = int(labels[row]), int(classes[row])
+        donor = int(labels[row])
         short_of_classes = np.count_nonzero(table[k] >= 2) < rule.min_classes
         if donor in (k, LEFT_OUT) or (short_of_classes and table[k, kind] >= 2):
             continue
@@ -226,13 +279,13 @@ def _top_up(
             continue
         table[k, kind] += 1
         labels[row] = k
-        moves.append((int(row), donor))
+        moves.append((row, kind, donor))
     if _trainable(table[k], rule):
         return
-    for row, donor in moves:
+    for row, kind, donor in moves:
         labels[row] = donor
-        table[donor, classes[row]] += 1
-        table[k, classes[row]] -= 1
+        table[donor, kind] += 1
+        table[k, kind] -= 1
 
 
 def _merge(labels: Labels, table: Counts, rule: RepairRule, centroids: npt.NDArray[np.float32]) -> None:

@@ -256,6 +256,15 @@ def crop_box(crop: Floats, height: int, width: int) -> tuple[float, float, float
     return left, top, left + box_width, top + box_height
 
 
+def crop_boxes(crops: Floats, height: int, width: int) -> Floats:
+    """Return the boxes (B, 4) of `crop_box` for crops (B, 4) of images of one size."""
+    ratios = np.array([math.exp(each) for each in crops[:, 1]])  # numpy's exp may differ in the last bit
+    areas = crops[:, 0] * height * width
+    widths, heights = np.minimum(np.sqrt(areas * ratios), width), np.minimum(np.sqrt(areas / ratios), height)
+    lefts, tops = crops[:, 2] * (width - widths), crops[:, 3] * (height - heights)
+    return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
+
+
 def centre_box(config: AugmentConfig, height: int, width: int) -> tuple[float, float, float, float]:
     """Return the box that "shorter side to `resize`, then centre crop to `size`" would keep, in pixels."""
     shorter, usual = min(height, width), round(config.size * 256 / 224)
@@ -275,9 +284,9 @@ def resized(image: Pixels, box: tuple[float, float, float, float], size: int) ->
     return np.asarray(out).reshape(size, size, image.shape[2])
 
 
-def box_matrix(box: tuple[float, float, float, float], height: int, width: int) -> Floats:
-    """Return (3, 3) from coordinates in the box to coordinates in the image of H x W pixels."""
-    left, top, right, bottom = box
+def box_matrix(box: tuple[float, float, float, float] | Floats, height: int, width: int) -> Floats:
+    """Return (3, 3) from coordinates in the box to coordinates in the image of H x W pixels; (B, 3, 3) of (B, 4)."""
+    left, top, right, bottom = np.moveaxis(np.asarray(box), -1, 0)
     return _matrices(
         (right - left) / width, 0, (left + right) / width - 1, 0, (bottom - top) / height, (top + bottom) / height - 1
     )

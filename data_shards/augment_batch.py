@@ -26,10 +26,13 @@ from data_shards.errors import UserError
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def apply(images: Tensor, parameters: Parameters, config: AugmentConfig, warps: bool | None = None) -> Tensor:
+def apply(
+    images: Tensor, parameters: Parameters, config: AugmentConfig, warps: bool | None = None, out: Tensor | None = None
+) -> Tensor:
     """Return (B, channels, S, S) float32, augmented and normalised, from (B, C, S, S) uint8 on the same device.
 
-    warps: whether to resample along parameters.warp (then the images may have any H x W); None = if configured.
+    warps: whether to resample along parameters.warp (then the images may have any H x W); None = if configured. out:
+    where to put them.
     """
     own = config.of_view
     pivot = _luma(images) if own.contrast else None
@@ -37,16 +40,16 @@ def apply(images: Tensor, parameters: Parameters, config: AugmentConfig, warps: 
     floats = _warped(images, parameters, config) if warps else _moved(images, parameters).float()
     if own.recolours:
         floats = _recoloured(floats, pivot, parameters.colour, mixes=own.mixes_colours)
-    floats = _normalised(floats, config)
+    floats = _normalised(floats, config, out)
     return _erased(floats, parameters.erase) if own.erase else floats
 
 
-def normalise(images: Tensor, config: AugmentConfig) -> Tensor:
+def normalise(images: Tensor, config: AugmentConfig, out: Tensor | None = None) -> Tensor:
     """Return (B, channels, S, S) float32, normalised and nothing else, from (B, C, S, S) uint8."""
-    return _normalised(images.float(), config)
+    return _normalised(images.float(), config, out)
 
 
-def _normalised(floats: Tensor, config: AugmentConfig) -> Tensor:
+def _normalised(floats: Tensor, config: AugmentConfig, out: Tensor | None) -> Tensor:
     """Return (x / 255 - mean) / std per channel; gray images are repeated to `channels`."""
     if floats.shape[1] not in (1, config.channels):
         raise UserError(
@@ -54,9 +57,9 @@ def _normalised(floats: Tensor, config: AugmentConfig) -> Tensor:
         )
     mean, std = (np.resize(np.array(x), config.channels) for x in config.normalisation)
     scale, offset = (_column(x[None], floats) for x in (1 / (255 * std), -mean / std))
-    if floats.shape[1] == config.channels:
-        return floats.mul_(scale).add_(offset)
-    return (floats * scale).add_(offset)
+    if out is None and floats.shape[1] == config.channels:
+        out = floats
+    return torch.mul(floats, scale, out=out).add_(offset)
 
 
 def _column(values: Floats, like: Tensor) -> Tensor:

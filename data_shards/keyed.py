@@ -20,6 +20,7 @@ import numpy.typing as npt
 Part = int | str
 KeyArray = npt.NDArray[np.uint64]
 
+_FEW = 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -46,6 +47,46 @@ def uniform(keys: KeyArray, num_draws: int) -> npt.NDArray[np.float64]:
     counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(np.asarray(keys, dtype=np.uint64)[:, None] + counters[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permuted(keys: KeyArray, sizes: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return (N,) where each of `places` (N,) goes under the permutation of 0 .. sizes - 1 (N,) that its key names.
+
+    One place costs the same however many there are: a Feistel network of six rounds over the next power of two, walked
+    again while it leads beyond the size (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"); at most
+    2^40 places. Of up to 16, where such a network is far from even, the places are sorted by draws.
+    """
+    out, few = np.asarray(places, dtype=np.int64).copy(), np.flatnonzero(sizes <= _FEW)
+    out[few] = _sorted_places(keys[few], sizes[few], out[few])
+    walking = np.flatnonzero(sizes > _FEW)
+    bits = np.ceil(np.log2(np.maximum(sizes, 2))).astype(np.uint64)
+    low = bits >> np.uint64(1)
+    while len(walking):
+        own, high = out[walking].astype(np.uint64), bits[walking] - low[walking]
+        out[walking] = _feistel(keys[walking], own, low[walking], high).astype(np.int64)
+        walking = walking[out[walking] >= sizes[walking]]
+    return out
+
+
+def _sorted_places(
+    keys: KeyArray, sizes: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return where places (N,) go when the numbers 0 .. sizes - 1, 16 at most, are sorted by draws of their keys."""
+    draws = _mix(keys[:, None] + np.arange(1, _FEW + 1, dtype=np.uint64) * _GOLDEN)
+    draws[np.arange(_FEW) >= sizes[:, None]] = np.iinfo(np.uint64).max
+    found: npt.NDArray[np.int64] = np.argsort(draws, axis=1, kind="stable")[np.arange(len(keys)), places]
+    return found
+
+
+def _feistel(keys: KeyArray, values: KeyArray, low: KeyArray, high: KeyArray) -> KeyArray:
+    """Return values permuted among the numbers of low + high bits; halves of unlike width change places."""
+    one = np.uint64(1)
+    left, right = values >> low, values & ((one << low) - one)
+    for number in range(6):
+        width = high if number % 2 == 0 else low
+        mixed = _mix(keys + (right + one) * _GOLDEN + np.uint64(number << 56))
+        left, right = right, (left ^ mixed) & ((one << width) - one)
+    return (left << low) | right
 
 
 def generator(*parts: Part) -> np.random.Generator:

@@ -14,14 +14,16 @@ Legend: B rows of this rank, V views, C channels, S x S pixels.
 
 from __future__ import annotations
 
+import math
 import multiprocessing.queues
 import multiprocessing.util
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +43,7 @@ from data_shards.augment import (
     box_matrix,
     centre_box,
     crop_box,
+    crop_boxes,
     draw_views,
     resized,
     smallest_decode,
@@ -49,9 +52,13 @@ from data_shards.augment_batch import apply, normalise, warp_masks
 from data_shards.errors import LoaderError, UserError
 from data_shards.evaluation import image_view, with_channels
 from data_shards.order import GlobalBatch
-from data_shards.samplers import visits
+from data_shards.samplers import parts
 
 Rows = npt.NDArray[np.int64]
+_CELLS = 2**19  # numbers of images that are made together on a CPU
+_rooms: list[npt.NDArray[np.float32]] = []  # memory of the latest batches
+_MOST_ROOMS = 4
+_FREE = 3  # references to a room that only `_rooms`, and who looks at it, hold
 _WORKER_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 5.0  # at whether workers live
 
@@ -118,15 +125,14 @@ class _TrainItems(Dataset["_Item"]):
     finish: bool  # do the pixel work, too
 
     def __post_init__(self) -> None:
-        self.earlier = visits(self.batches)
+        self.parts = parts(self.batches)
 
     def __len__(self) -> int:
-        return max(0, len(self.batches) - self.start_step)
+        return max(0, len(self.parts) - self.start_step)
 
     def __getitem__(self, index: int) -> _Item:
-        subspace, whole = self.batches[self.start_step + index]
-        part = np.concatenate([np.arange(len(whole))[start:stop] for start, stop in self.slices])
-        rows, earlier = whole[part], self.earlier[self.start_step + index][part]
+        slices = [slice(start, stop) for start, stop in self.slices]
+        subspace, rows, earlier = self.parts.part(self.start_step + index, slices)
         drawn = draw_views(self.config, self.seed, self.epoch, self.reader.sample_ids[rows], self.views, earlier)
         try:
             raw = _raw(self.reader, rows, drawn, self.config, self.views, subspace, self.with_masks)
@@ -192,12 +198,12 @@ def embed_loader(
     """Yield (rows, (n, C, S, S) float32 images) of every block with evaluation transforms: resize, centre crop."""
     items = _EvaluationItems(reader, blocks, config)
     for rows, pixels in zip(blocks, _stream(items, num_workers, start_method), strict=True):
-        yield rows, normalise(pixels.to(device), config)
+        yield rows, _normalised(pixels, config, device)
 
 
 def eval_images(reader: Reader, rows: Rows, config: AugmentConfig) -> Tensor:
     """Return (n, C, S, S) float32 images of some rows with evaluation transforms."""
-    return normalise(_planar(_evaluation_pixels(reader, rows, config)), config)
+    return _normalised(_planar(_evaluation_pixels(reader, rows, config)), config, "cpu")
 
 
 def class_counts(reader: Reader) -> dict[str, int]:
@@ -316,6 +322,12 @@ def _planar(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
+def _viewed(reader: Reader, rows: Rows, views: int) -> Pixels:
+    """Return (B * V, H, W, C) of images of one size, the views of an image next to each other."""
+    pixels = reader.images(rows)
+    return pixels if views == 1 else np.repeat(pixels, views, axis=0)
+
+
 def _evaluation_pixels(reader: Reader, rows: Rows, config: AugmentConfig) -> Pixels:
     if _fits(reader, config):
         return reader.images(rows)
@@ -353,12 +365,11 @@ def _raw(
 ) -> _Raw:
     warps, masks = config.warps, None
     if _fits(reader, config) and not config.crops:
-        pixels, geometry = np.repeat(reader.images(rows), views, axis=0), drawn.warp
+        pixels, geometry = _viewed(reader, rows, views), drawn.warp
     elif config.crops and _nearly_fits(reader, config):
-        pixels, warps = np.repeat(reader.images(rows), views, axis=0), True
+        pixels, warps = _viewed(reader, rows, views), True
         height, width = pixels.shape[1:3]
-        boxes = [crop_box(crop, height, width) for crop in drawn.crop]
-        geometry = np.stack([box_matrix(box, height, width) for box in boxes]) @ drawn.warp
+        geometry = box_matrix(crop_boxes(drawn.crop, height, width), height, width) @ drawn.warp
         drawn = replace(drawn, warp=geometry)
     else:
         pixels, crops = _cropped_pixels(reader, rows, drawn, config, views)
@@ -380,7 +391,48 @@ def _raw(
 
 def _finished(raw: _Raw, config: AugmentConfig, views: int, device: torch.device | str) -> Batch:
     """Return the batch with its images, made on the device."""
-    pixels = raw.pixels if torch.device(device).type == "cpu" else raw.pixels.pin_memory()
-    images = apply(pixels.to(device, non_blocking=True), raw.parameters, config, raw.warps)
+    if torch.device(device).type == "cpu":
+        images = _applied(raw, config)
+    else:
+        pixels = raw.pixels.pin_memory().to(device, non_blocking=True)
+        images = apply(pixels, raw.parameters, config, raw.warps)
     raw.batch.images = images.reshape(-1, views, *images.shape[1:])
     return raw.batch
+
+
+def _applied(raw: _Raw, config: AugmentConfig) -> Tensor:
+    """Return what `apply` does, a few images at a time: what lies between pixels and images stays in the cache."""
+
+    def work(part: slice, out: Tensor) -> Tensor:
+        return apply(raw.pixels[part], raw.parameters[part], config, raw.warps, out)
+
+    return _in_parts(work, len(raw.pixels), config)
+
+
+def _normalised(pixels: Tensor, config: AugmentConfig, device: torch.device | str) -> Tensor:
+    if torch.device(device).type != "cpu":
+        return normalise(pixels.to(device), config)
+    return _in_parts(lambda part, out: normalise(pixels[part], config, out), len(pixels), config)
+
+
+def _in_parts(work: Callable[[slice, Tensor], Tensor], number: int, config: AugmentConfig) -> Tensor:
+    """Return (number, C, S, S) images that `work` puts into a few rows at a time; an image is the same in any batch."""
+    out = _room((number, config.channels, config.size, config.size))
+    step = max(1, _CELLS // math.prod(out.shape[1:]))
+    for start in range(0, number, step):
+        work(slice(start, start + step), out[start : start + step])
+    return out
+
+
+def _room(shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor (any values) in memory of an earlier batch that nobody holds any more, or in new memory.
+
+    New memory is mapped page by page while it is filled: a third of all that a batch of 64 images of 224 px costs.
+    """
+    for array in _rooms:
+        if array.shape == shape and sys.getrefcount(array) <= _FREE:
+            return torch.from_numpy(array)
+    array = np.empty(shape, dtype=np.float32)
+    _rooms.append(array)
+    del _rooms[:-_MOST_ROOMS]
+    return torch.from_numpy(array)

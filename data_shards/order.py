@@ -2,7 +2,7 @@
 
 The order is global. Every rank computes the whole list and takes its slice of every batch, so neither the number of
 ranks nor a restart can change what is trained. Nothing here is a stream: asking for epoch 7 first, or twice, gives the
-same list.
+same list. From 2^22 rows on, nobody could hold or draw the list: `long_order` then computes what is asked for.
 
 Batches are class balanced (B rows = B/n classes with n rows each), because the pair losses need positives and
 negatives in one batch (Sanakoyeu et al. 2019, "Divide and Conquer the Embedding Space for Metric Learning"). Where we
@@ -15,6 +15,7 @@ Legend: S samples, K subspaces, B rows per batch, n rows per class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +24,12 @@ import numpy.typing as npt
 
 from data_shards import keyed
 from data_shards.errors import UserError
+from data_shards.grouping import Grouping, Pool, grouped, grouped_again, label_counts
+from data_shards.long_order import LongOrder
 
 Ints = npt.NDArray[np.integer[Any]]
 GlobalBatch = tuple[int | None, npt.NDArray[np.int64]]
+LONG = 2**22  # rows of a split; the order of shorter ones is what it always was
 
 
 @dataclass(frozen=True)
@@ -67,21 +71,9 @@ class BatchRule:
             raise UserError(f"unknown schedule '{self.schedule}': use budget or published")
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """What one subspace draws from: groups of rows (its classes), their weights, rows per group, groups in a batch."""
-
-    subspace: int
-    groups: list[npt.NDArray[np.int64]]
-    shares: npt.NDArray[np.float64]
-    quotas: npt.NDArray[np.int64]
-    groups_per_batch: int
-    size: int
-
-
 def check_labels(labels: Ints, rule: BatchRule) -> None:
     """Raise UserError if no epoch with these training labels (S,) could follow the rule."""
-    counts = np.unique(labels, return_counts=True)[1]
+    counts = label_counts(labels)[1]
     if not len(counts):
         raise UserError("the training split is empty: add images to it")
     if not rule.samples_per_class:
@@ -97,7 +89,7 @@ def check_labels(labels: Ints, rule: BatchRule) -> None:
 
 def batches(
     seed: int, epoch: int, assignment: Ints | None, labels: Ints, num_subspaces: int, rule: BatchRule
-) -> list[GlobalBatch]:
+) -> Sequence[GlobalBatch]:
     """Return the global batches of an epoch: (k, (B,) int64 row numbers), each of exactly B rows of subspace k.
 
     assignment: (S,) subspace of every row, -1 = left out; None, or one subspace: every row belongs to subspace 0.
@@ -106,48 +98,48 @@ def batches(
     labels = np.asarray(labels)
     check_labels(labels, rule)
     if assignment is None or num_subspaces == 1:
-        assignment = np.zeros(len(labels), dtype=np.int32)
-    if len(assignment) != len(labels):
+        assignment, num_subspaces = None, max(num_subspaces, 1)
+    elif len(assignment) != len(labels):
         raise UserError(f"the assignment has {len(assignment)} rows, the training split {len(labels)}: recluster")
-    pools = _pools(np.asarray(assignment), labels, num_subspaces, rule)
-    num_assigned = int((np.asarray(assignment) >= 0).sum())
+    kinds = labels if rule.samples_per_class else np.zeros_like(labels)
+    groups = (grouped_again if len(labels) >= LONG else grouped)(assignment, kinds, num_subspaces)
+    pools = _pools(groups, rule)
+    num_assigned = len(groups.members)
     if rule.schedule == "published":
         schedule = _published(pools, rule)
     else:
         schedule = _budget(seed, epoch, pools, rule.steps or max(1, round(num_assigned / rule.batch_size)), rule)
+    if len(labels) >= LONG:
+        return LongOrder(seed, epoch, rule.batch_size, schedule, pools, bool(rule.class_temperature))
     counts = np.bincount(schedule, minlength=num_subspaces)
     drawn = {p.subspace: iter(_draw(seed, epoch, p, int(counts[p.subspace]))) for p in pools}
     return [(int(k), next(drawn[int(k)])) for k in schedule]
 
 
-def _pools(assignment: Ints, labels: Ints, num_subspaces: int, rule: BatchRule) -> list[_Pool]:
+def _pools(groups: Grouping, rule: BatchRule) -> list[Pool]:
     """Return the subspaces that get steps: those with a negative pair, or, if there is none, with a positive pair."""
-    by_subspace = np.argsort(assignment, kind="stable")
-    bounds = np.searchsorted(assignment[by_subspace], np.arange(num_subspaces + 1))
-    members = [by_subspace[bounds[k] : bounds[k + 1]] for k in range(num_subspaces)]
-    pools = [_pool(k, rows, labels, rule) for k, rows in enumerate(members)]
-    alive = [p for p in pools if len(p.groups) >= (2 if rule.samples_per_class else 1)]
+    pools = [_pool(k, groups, rule) for k in range(len(groups.bounds))]
+    alive = [p for p in pools if len(p.sizes) >= (2 if rule.samples_per_class else 1)]
     # Every cluster pure in one class: a batch has no negative, but the run must live on to the next clustering.
-    alive = alive or [p for p in pools if p.groups]
+    alive = alive or [p for p in pools if len(p.sizes)]
     if not alive:
         raise UserError("no subspace has a class with two samples: use fewer subspaces or more images per class")
     return alive
 
 
-def _pool(subspace: int, rows: npt.NDArray[np.int64], labels: Ints, rule: BatchRule) -> _Pool:
+def _pool(subspace: int, groups: Grouping, rule: BatchRule) -> Pool:
     """Return the pool of one subspace; classes with a single row in it are left out (they have no positive pair)."""
-    if not rule.samples_per_class:
-        groups = [rows] if len(rows) else []
-        return _Pool(subspace, groups, np.ones(1), np.array([rule.batch_size]), 1, len(rows))
-    rows = rows[np.argsort(labels[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(labels[rows], prepend=labels[rows[:1]] - 1)) if len(rows) else np.array([], int)
-    groups = [g for g in np.split(rows, starts[1:]) if len(g) >= 2] if len(rows) else []
-    sizes = np.array([len(g) for g in groups], dtype=np.int64)
-    wanted = rule.batch_size // rule.samples_per_class
-    quotas = _quotas(sizes, rule) if 0 < len(groups) < wanted else np.full(len(groups), rule.samples_per_class)
+    bounds = groups.bounds[subspace]
+    used = np.flatnonzero(np.diff(bounds) >= (2 if rule.samples_per_class else 1))
+    sizes = np.diff(bounds)[used]
+    wanted = rule.batch_size // rule.samples_per_class if rule.samples_per_class else 1
+    quotas = np.full(len(used), rule.samples_per_class or rule.batch_size)
+    if 0 < len(used) < wanted:
+        quotas = _quotas(sizes, rule)
     weights = sizes.astype(np.float64) ** rule.class_temperature
     shares = weights / max(weights.sum(), 1.0)
-    return _Pool(subspace, groups, shares, quotas, min(wanted, len(groups)), int(sizes.sum()))
+    found = groups.members, bounds[:-1][used], sizes, groups.classes[used], quotas, min(wanted, len(used)), shares
+    return Pool(subspace, *found)
 
 
 def _quotas(sizes: npt.NDArray[np.int64], rule: BatchRule) -> npt.NDArray[np.int64]:
@@ -160,7 +152,7 @@ def _quotas(sizes: npt.NDArray[np.int64], rule: BatchRule) -> npt.NDArray[np.int
     return quotas
 
 
-def _published(pools: list[_Pool], rule: BatchRule) -> Ints:
+def _published(pools: list[Pool], rule: BatchRule) -> Ints:
     """Return the subspace of every step: round robin, each as often as the largest fills batches."""
     laps = max(1, max(p.size // rule.batch_size for p in pools))
     steps = rule.steps or laps * len(pools)
@@ -168,7 +160,7 @@ def _published(pools: list[_Pool], rule: BatchRule) -> Ints:
     return turns
 
 
-def _budget(seed: int, epoch: int, pools: list[_Pool], steps: int, rule: BatchRule) -> Ints:
+def _budget(seed: int, epoch: int, pools: list[Pool], steps: int, rule: BatchRule) -> Ints:
     """Return the subspace of every step: a fixed number of steps, shared by size, spread evenly over the epoch."""
     weights = np.array([p.size for p in pools], dtype=np.float64) ** rule.temperature
     if steps < len(pools):  # not enough for one each: other subspaces have their turn in other epochs
@@ -195,33 +187,34 @@ def apportion(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.in
     return counts
 
 
-def _draw(seed: int, epoch: int, pool: _Pool, steps: int) -> npt.NDArray[np.int64]:
+def _draw(seed: int, epoch: int, pool: Pool, steps: int) -> npt.NDArray[np.int64]:
     """Return (steps, B) rows of one subspace."""
     rng = keyed.generator(seed, "order", epoch, pool.subspace)
-    num_groups = len(pool.groups)
-    if pool.groups_per_batch == num_groups:
-        walks = [_walk(rng, g, steps, int(q)) for g, q in zip(pool.groups, pool.quotas, strict=True)]
+    groups, num_groups = pool.groups, len(pool.sizes)
+    if pool.per_batch == num_groups:
+        walks = [_walk(rng, g, steps, int(q)) for g, q in zip(groups, pool.quotas, strict=True)]
         rows = np.concatenate(walks, axis=1)
     else:
-        per_batch, shares = pool.groups_per_batch, pool.shares
+        per_batch, shares = pool.per_batch, pool.shares
         picks = [rng.choice(num_groups, per_batch, replace=False, p=shares) for _ in range(steps)]
         chosen = np.array(picks, dtype=np.int64).reshape(-1)
         visits = np.bincount(chosen, minlength=num_groups)
-        walks = [_walk(rng, pool.groups[g], int(visits[g]), int(pool.quotas[g])) for g in np.flatnonzero(visits)]
+        walks = [_walk(rng, groups[g], int(visits[g]), int(pool.quotas[g])) for g in np.flatnonzero(visits)]
         rows = np.empty((len(chosen), int(pool.quotas[0])), dtype=np.int64)
         if walks:
             rows[np.argsort(chosen, kind="stable")] = np.concatenate(walks)
-        rows = rows.reshape(steps, pool.groups_per_batch * rows.shape[1])
+        rows = rows.reshape(steps, pool.per_batch * rows.shape[1])
     # Mixed, so that the slice of a rank, hence its batch statistics, is not one class.
     mixed: npt.NDArray[np.int64] = rng.permuted(rows, axis=1)
     return mixed
 
 
-def _walk(rng: np.random.Generator, members: npt.NDArray[np.int64], visits: int, quota: int) -> npt.NDArray[np.int64]:
+def _walk(rng: np.random.Generator, members: Ints, visits: int, quota: int) -> npt.NDArray[np.int64]:
     """Return (visits, quota) rows: along a shuffled list, shuffled anew where a visit would overrun it.
 
     A list shorter than the quota is repeated, so that no row comes up twice more often than another.
     """
+    members = members.astype(np.int64)
     visits_per_lap, laps_per_visit = len(members) // quota, -(-quota // len(members))
     if visits_per_lap:
         laps = rng.permuted(np.tile(members, (-(-visits // visits_per_lap), 1)), axis=1)

@@ -9,19 +9,37 @@ Legend: S samples, B rows per batch, W ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from data_shards.errors import UserError
+from data_shards.long_order import LongOrder
 from data_shards.order import GlobalBatch
 
 Rows = npt.NDArray[np.int64]
 
 
-def blocks(num_rows: int, block: int) -> list[Rows]:
+@dataclass(frozen=True)
+class Blocks(Sequence[Rows]):
+    """The rows 0..S-1 in consecutive blocks of `block` rows, made when they are asked for; the last may be shorter."""
+
+    num_rows: int
+    block: int
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.block)
+
+    def __getitem__(self, index: int) -> Rows:  # type: ignore[override]
+        start = range(0, self.num_rows, self.block)[index]
+        return np.arange(start, min(start + self.block, self.num_rows), dtype=np.int64)
+
+
+def blocks(num_rows: int, block: int) -> Blocks:
     """Return the rows 0..S-1 in consecutive blocks of `block` rows; the last one may be shorter."""
-    return [np.arange(start, min(start + block, num_rows), dtype=np.int64) for start in range(0, num_rows, block)]
+    return Blocks(num_rows, block)
 
 
 def shares(num_blocks: int, rank: int, world: int) -> range:
@@ -58,3 +76,33 @@ def visits(batches: Sequence[GlobalBatch]) -> list[Rows]:
     counts = np.empty(len(rows), dtype=np.int64)
     counts[order] = np.arange(len(rows)) - run_starts
     return np.split(counts, np.cumsum([len(r) for _, r in batches])[:-1])
+
+
+class Parts(Protocol):
+    """An order of which a rank asks for its part."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, index: int, slices: Sequence[slice]) -> tuple[int | None, Rows, Rows]:
+        """Return the subspace of a batch, the rows (n,) of some slices of it, and how often each came up before."""
+        ...
+
+
+class Listed:
+    """A list of global batches, as `Parts`."""
+
+    def __init__(self, batches: Sequence[GlobalBatch]) -> None:
+        self._batches, self._visits = batches, visits(batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def part(self, index: int, slices: Sequence[slice]) -> tuple[int | None, Rows, Rows]:
+        subspace, rows = self._batches[index]
+        earlier = self._visits[index]
+        return subspace, np.concatenate([rows[s] for s in slices]), np.concatenate([earlier[s] for s in slices])
+
+
+def parts(batches: Sequence[GlobalBatch]) -> Parts:
+    """Return an order in the form that a rank asks for its part in; a long one computes nothing else."""
+    return batches if isinstance(batches, LongOrder) else Listed(batches)

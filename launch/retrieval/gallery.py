@@ -119,6 +119,5 @@ def _ranked(query: Vectors, gallery: Vectors, shortlist: npt.NDArray[np.int64], 
     if not len(rows):
         return np.empty(0, np.int64), np.empty(0, np.float32)
     space = Space(torch.from_numpy(query[None]), gallery=torch.from_numpy(gallery[rows]))
-    kept = np.zeros((1, len(rows)), dtype=np.bool_)
-    places, squared = space.nearest(slice(0, 1), kept, min(want.k, len(rows)))
+    places, squared = space.nearest(np.zeros(1, np.int64), min(want.k, len(rows)))
     return rows[places[0]], np.sqrt(squared[0]).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.augment import AugmentConfig, draw, draw_views
+from data_shards.augment import AugmentConfig, box_matrix, crop_box, crop_boxes, draw, draw_views
 from data_shards.errors import DataIntegrityError, UserError
 from data_shards.loader import Batch, class_counts, embed_loader, eval_images, train_loader
 from data_shards.order import BatchRule, batches
@@ -218,3 +218,33 @@ def test_class_counts_keep_empty_classes() -> None:
     reader = uniform_reader()
     reader.labels[:] = 2
     assert class_counts(reader) == {"a": 0, "b": 0, "c": 60}
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+    reader, config = uniform_reader(), AugmentConfig(20)
+    order = epoch_of(reader)
+    kept = list(train_loader(reader, order, config, 0, 1))
+    values = [batch.images.clone() for batch in kept]
+    held, places = kept[0].images[2:3, 0].numpy(), set()
+    del kept[0]
+    for batch in train_loader(reader, order, config, 0, 2):
+        places.add(batch.images.data_ptr())
+        batch.images.zero_()
+    assert all(torch.equal(batch.images, value) for batch, value in zip(kept, values[1:], strict=True))
+    assert np.array_equal(held, values[0][2:3, 0].numpy())
+    assert len(places) <= 3
+
+
+def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make, config in READERS.values():
+        whole = list(train_loader(make(), epoch_of(make()), config, 0, 1))
+        monkeypatch.setattr("data_shards.loader._CELLS", 1)
+        assert all(map(equal, train_loader(make(), epoch_of(make()), config, 0, 1), whole))
+        monkeypatch.undo()
+
+
+def test_boxes_of_a_batch_are_those_of_its_images_to_the_last_bit() -> None:
+    crops = draw(AugmentConfig(20, crop_scale=(0.1, 1.0)), 0, 0, np.arange(500)).crop
+    boxes = crop_boxes(crops, 37, 52)
+    assert boxes.tolist() == [list(crop_box(crop, 37, 52)) for crop in crops]
+    assert np.array_equal(box_matrix(boxes, 37, 52), [box_matrix(tuple(box), 37, 52) for box in boxes])  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 Float32 distances change their last bits with block size and thread count, and ties then flip neighbours. Here squared
 distances are computed in float64, rounded to 2^-32 of the largest squared norm (float64 noise is far below that) and
-packed with the row number into one integer: ties go to the lower row, on every machine, for every chunk size.
+packed with the row number into one integer: ties go to the lower row, on every machine, for every chunk size. Where
+few of many are asked for, `Shortlists` says whose distances are needed; the others are never computed.
 
-Legend: N queries, M items of the gallery, D embedding width, n queries of a chunk, k neighbours.
+Legend: N queries, M items of the gallery, D embedding width, n queries of a chunk, k neighbours,
+C pairs of a query and an item.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainer.metrics.shortlists import Shortlists
+
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 ROW_BITS = 29
 REMOVED = np.iinfo(np.int64).max
 _FARTHEST = 2**34 - 1  # of two opposite vectors of the largest norm; one more would not fit beside the row
-_MAX_CELLS = 2**24
+_MAX_CELLS, _LEAST_QUERIES = 2**20, 32  # distances of a chunk that looks at all items, which are converted each time
+_ITEMS = 2**15  # of the gallery that are looked at together
+_CELLS = 2**17  # numbers of vectors that are compared exactly at once: they stay in the cache
 
 
 def neighbours(
@@ -37,8 +43,8 @@ def neighbours(
     space = Space(vectors, groups)
     rows = np.full((space.num_queries, k), -1, dtype=np.int64)
     distances = np.full((space.num_queries, k), np.inf, dtype=np.float32)
-    for part, removed in space.chunks(chunk):
-        found, squared = space.nearest(part, removed, min(k, space.num_items))
+    for part in space.chunks(chunk, k):
+        found, squared = space.nearest(part, min(k, space.num_items))
         rows[part, : found.shape[1]] = found
         distances[part, : found.shape[1]] = np.sqrt(squared)
     return rows, distances
@@ -53,11 +59,15 @@ class Ranking(Protocol):
     @property
     def num_items(self) -> int: ...
 
-    def chunks(self, chunk: int) -> Iterator[tuple[slice, Bools]]:
-        """Yield the rows of a chunk of queries and (n, M) booleans: what is removed from the gallery of each."""
+    def num_relevant(self, labels: Array, gallery_labels: Array) -> Ints:
+        """Return for each query (N,) how many items have its label, but for those that are removed."""
         ...
 
-    def nearest(self, part: slice, removed: Bools, k: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+    def chunks(self, chunk: int, k: int, queries: Ints | None = None) -> Iterator[Ints]:
+        """Yield (n,) of the queries (None: all), in their order, as many as may be asked at once for k neighbours."""
+        ...
+
+    def nearest(self, part: Ints, k: int) -> tuple[Ints, npt.NDArray[np.float64]]:
         """Return rows (n, k), -1 where none is left, and squared distances (n, k) of the first of a chunk's queries."""
         ...
 
@@ -78,13 +88,16 @@ class Space:
     ) -> None:
         if gallery is not None and (groups is None) != (gallery_groups is None):
             raise ValueError("groups of the queries and of the gallery are given together, or not at all")
-        self.queries = torch.as_tensor(queries).detach().double()
+        self.queries = torch.as_tensor(queries).detach()
         self.own = gallery is None
-        self.gallery = self.queries if gallery is None else torch.as_tensor(gallery).detach().double()
+        self.gallery = self.queries if gallery is None else torch.as_tensor(gallery).detach()
         self.groups: tuple[Ints, Ints] | None = None
         if groups is not None:
             codes = group_codes(groups if gallery_groups is None else np.concatenate([groups, gallery_groups]))
             self.groups = codes[: self.num_queries], codes if self.own else codes[self.num_queries :]
+            order = np.argsort(self.groups[1], kind="stable")
+            self._by_group = order, self.groups[1][order]
+        self._shortlists: Shortlists | None = None
         self._measure()
 
     @property
@@ -98,7 +111,7 @@ class Space:
     def asking(self, queries: torch.Tensor) -> Space:
         """Return the same space with other (N, D) vectors of its queries: gallery and removals stay."""
         other = copy(self)
-        other.queries = queries.double()
+        other.queries = queries
         other._measure()
         return other
 
@@ -108,43 +121,120 @@ class Space:
         other.quantum = self.quantum
         return other
 
-    def chunks(self, chunk: int) -> Iterator[tuple[slice, Bools]]:
-        """Yield the rows of a chunk of queries and (n, M) booleans: what is removed from the gallery of each."""
-        step = max(1, min(chunk, _MAX_CELLS // max(1, self.num_items)))
-        columns = np.arange(self.num_items)
-        for start in range(0, self.num_queries, step):
-            part = slice(start, min(start + step, self.num_queries))
-            itself = np.arange(part.start, part.stop) if self.own else np.full(part.stop - part.start, -1)
-            removed = itself[:, None] == columns[None, :]
-            if self.groups is not None:
-                removed |= self.groups[0][part, None] == self.groups[1][None, :]
-            yield part, removed
+    def num_relevant(self, labels: Array, gallery_labels: Array) -> Ints:
+        """Return for each query (N,) how many items have its label, but for those that are removed."""
+        codes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)[1].reshape(-1).astype(np.int64)
+        asked, there = codes[: len(labels)], codes[len(labels) :]
+        counts = np.bincount(there, minlength=int(codes.max(initial=-1)) + 1)[asked]
+        if self.groups is None:
+            return counts - self.own
+        names = np.concatenate(self.groups)
+        names = names - names.min(initial=0)
+        pairs = np.unique(codes * (names.max(initial=0) + 1) + names, return_inverse=True)[1].reshape(-1)
+        alike = np.bincount(pairs[len(labels) :], minlength=int(pairs.max(initial=-1)) + 1)[pairs[: len(labels)]]
+        return np.asarray(counts - alike)
 
-    def squared(self, part: slice) -> torch.Tensor:
+    def chunks(self, chunk: int, k: int, queries: Ints | None = None) -> Iterator[Ints]:
+        """Yield (n,) of the queries (None: all), in their order, as many as may be asked at once for k neighbours."""
+        rows = np.arange(self.num_queries) if queries is None else queries
+        step = min(chunk, Shortlists.num_queries(self.num_items, k))
+        if not Shortlists.pays(self.num_items, k):
+            step = min(chunk, max(_LEAST_QUERIES, _MAX_CELLS // max(1, self.num_items)))
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+
+    def removed(self, part: Ints) -> Bools:
+        """Return (n, M) booleans: what is removed from the gallery of each of a chunk's queries."""
+        out = np.zeros((len(part), self.num_items), dtype=np.bool_)
+        out[self._removed_pairs(part)] = True
+        return out
+
+    def squared(self, part: Ints) -> torch.Tensor:
         """Return squared distances (n, M) of a chunk in whole quanta, int64."""
-        squared = self._norms[0][part, None] + self._norms[1][None, :]
-        squared = squared.addmm_(self.queries[part], self.gallery.T, alpha=-2.0)
-        return (squared / self.quantum).round_().clamp_(0, _FARTHEST).long()
+        queries = self.queries[part].double()
+        out = torch.empty(len(part), self.num_items, dtype=torch.int64, device=queries.device)
+        for start in range(0, self.num_items, _ITEMS):
+            items = slice(start, start + _ITEMS)
+            squared = self._norms[0][part, None] + self._norms[1][None, items]
+            out[:, items] = self._quanta(squared.addmm_(queries, self.gallery[items].double().T, alpha=-2.0))
+        return out
 
-    def first_keys(self, part: slice, removed: Bools, k: int) -> Ints:
+    def first_keys(self, part: Ints, k: int) -> Ints:
         """Return the first k of a chunk's queries as (n, k) ascending keys: quanta, then row; REMOVED at the end."""
+        removed = self._removed_pairs(part)
+        if Shortlists.pays(self.num_items, k):
+            pairs = self._screen().of(self.queries[part], k, removed)
+            if pairs is not None:
+                return self._sorted_keys(part, k, *pairs)
         keys = (self.squared(part) << ROW_BITS) | torch.arange(self.num_items, device=self.gallery.device)
-        keys.masked_fill_(torch.from_numpy(removed).to(keys.device), REMOVED)
+        keys[tuple(torch.from_numpy(each).to(keys.device) for each in removed)] = REMOVED
         return _smallest(keys, k)
 
-    def nearest(self, part: slice, removed: Bools, k: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+    def nearest(self, part: Ints, k: int) -> tuple[Ints, npt.NDArray[np.float64]]:
         """Return rows (n, k), -1 where none is left, and squared distances (n, k) of a chunk's nearest, in order."""
-        first = self.first_keys(part, removed, k)
+        first = self.first_keys(part, k)
         gone = first == REMOVED
         rows = np.where(gone, -1, first & (2**ROW_BITS - 1))
         return rows, np.where(gone, np.inf, (first >> ROW_BITS) * self.quantum)
 
+    def _sorted_keys(self, part: Ints, k: int, owners: Ints, items: Ints) -> Ints:
+        """Return the first k keys (n, k) of pairs (C,): queries of the chunk, ascending, and items of the gallery."""
+        counts = np.bincount(owners, minlength=len(part))
+        table = np.full((len(part), int(counts.max())), -1)
+        table[owners, np.arange(len(owners)) - np.repeat(counts.cumsum() - counts, counts)] = items
+        keys = np.full((len(part), k), REMOVED)
+        order = np.argsort(counts)
+        step = max(1, _CELLS // (table.shape[1] * self.gallery.shape[1]))
+        for start in range(0, len(part), step):
+            asked = order[start : start + step]
+            rows = table[asked, : counts[asked[-1]]]
+            keys[asked] = np.sort(np.where(rows < 0, REMOVED, self._keys(part[asked], np.maximum(rows, 0))), axis=1)[
+                :, :k
+            ]
+        return keys
+
+    def _keys(self, part: Ints, rows: Ints) -> Ints:
+        """Return keys (n, any) of some items (n, any) of each of a chunk's queries."""
+        there = torch.from_numpy(np.ascontiguousarray(rows)).to(self.gallery.device)
+        vectors = self.gallery.index_select(0, there.view(-1)).double().view(*rows.shape, -1)
+        products = torch.bmm(vectors, self.queries[part].double()[:, :, None])[:, :, 0]
+        squared = self._norms[0][part, None] + self._norms[1][there] - 2.0 * products
+        return np.asarray((self._quanta(squared) << ROW_BITS | there).cpu().numpy())
+
+    def _quanta(self, squared: torch.Tensor) -> torch.Tensor:
+        return (squared / self.quantum).round_().clamp_(0, _FARTHEST).long()
+
+    def _removed_pairs(self, part: Ints) -> tuple[Ints, Ints]:
+        """Return queries of the chunk and items (any,) that are removed from their gallery."""
+        if self.groups is None:
+            return (np.arange(len(part)), part) if self.own else (part[:0], part[:0])
+        codes, (order, ordered) = self.groups[0][part], self._by_group
+        starts = np.searchsorted(ordered, codes, side="left")
+        counts = np.searchsorted(ordered, codes, side="right") - starts
+        owners = np.repeat(np.arange(len(part)), counts)
+        return owners, order[np.arange(len(owners)) + np.repeat(starts - (counts.cumsum() - counts), counts)]
+
+    def _screen(self) -> Shortlists:
+        if self._shortlists is None:
+            self._shortlists = Shortlists(self.gallery, self._norms[1])
+        return self._shortlists
+
     def _measure(self) -> None:
-        self._norms = self.queries.square().sum(dim=1), self.gallery.square().sum(dim=1)
+        norms = _squared_norms(self.gallery)
+        self._norms = (norms if self.queries is self.gallery else _squared_norms(self.queries)), norms
         largest = max((float(each.max()) for each in self._norms if len(each)), default=0.0)
         if not all(bool(torch.isfinite(each).all()) for each in self._norms):
             raise ValueError("neighbours of vectors that are not finite were asked for")
         self.quantum = max(largest, 1e-30) * 2.0**-32
+
+
+def _squared_norms(vectors: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float64, a few rows at a time: a copy of all in float64 would be larger than they are."""
+    out = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
+    step = max(1, _CELLS // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        out[start : start + step] = vectors[start : start + step].double().square().sum(dim=1)
+    return out
 
 
 def group_codes(groups: Array) -> Ints:

@@ -26,6 +26,7 @@ from trainer.metrics.neighbours import REMOVED, ROW_BITS, Array, Bools, Ints, Sp
 
 _ROW = 2**ROW_BITS - 1
 _MAX_CELLS = 2**27  # one GiB of keys
+_QUANTA = 2**22  # distances of a chunk
 
 
 class Reciprocal:
@@ -41,7 +42,7 @@ class Reciprocal:
     def __init__(self, space: Space, k1: int, k2: int, weight: float, shortlist: int) -> None:
         self.space, self.k1, self.k2, self.weight, self.shortlist = space, k1, k2, weight, shortlist
         self.num_queries, self.num_items = space.num_queries, space.num_items
-        self.vectors = space.gallery.cpu().numpy()
+        self.vectors = space.gallery.double().cpu().numpy()
         self.near = self._near(min(k1 + _most_removed(space), space.num_items))
 
     def _near(self, depth: int) -> Ints:
@@ -53,19 +54,23 @@ class Reciprocal:
                 " query_expansion"
             )
         inside = self.space.inside()
-        parts = [inside.first_keys(part, removed, depth) for part, removed in inside.chunks(1024)]
+        parts = [inside.first_keys(part, depth) for part in inside.chunks(1024, depth)]
         return np.concatenate(parts) if parts else np.zeros((0, depth), np.int64)
 
-    def chunks(self, chunk: int) -> Iterator[tuple[slice, Bools]]:
-        """Yield the rows of a chunk of queries and (n, M) booleans: what is removed from the gallery of each."""
-        return self.space.chunks(chunk)
+    def num_relevant(self, labels: Array, gallery_labels: Array) -> Ints:
+        """Return for each query (N,) how many items have its label, but for those that are removed."""
+        return self.space.num_relevant(labels, gallery_labels)
 
-    def nearest(self, part: slice, removed: Bools, k: int) -> tuple[Ints, Array]:
+    def chunks(self, chunk: int, k: int, queries: Ints | None = None) -> Iterator[Ints]:
+        """Yield (n,) of the queries (None: all), in their order, as many as may be asked at once for k neighbours."""
+        return self.space.chunks(min(chunk, max(1, _QUANTA // self.num_items)), k, queries)
+
+    def nearest(self, part: Ints, k: int) -> tuple[Ints, Array]:
         """Return rows (n, k), -1 where none is left, and squared distances (n, k) of the vectors, in the new order."""
-        keys = self.space.first_keys(part, removed, min(max(k, self.shortlist, self.k1), self.num_items))
-        quanta = self.space.squared(part).cpu().numpy()
-        queries = self.space.queries[part].cpu().numpy()
-        for i, row in enumerate(range(part.start, part.stop)):
+        keys = self.space.first_keys(part, min(max(k, self.shortlist, self.k1), self.num_items))
+        quanta, removed = self.space.squared(part).cpu().numpy(), self.space.removed(part)
+        queries = self.space.queries[part].double().cpu().numpy()
+        for i, row in enumerate(part.tolist()):
             query = row if self.space.own else self.num_items
             listed = keys[i, : self.shortlist]
             listed = listed[listed != REMOVED]

@@ -38,10 +38,12 @@ class QueryExpansion:
             raise ValueError("k must be 1 or more, and alpha 0 or more")
 
     def __call__(self, space: Space) -> Ranking:
-        expanded = space.queries.clone()
-        for part, removed in space.chunks(2**24 // (self.k * expanded.shape[1] + 1) + 1):
-            rows, _ = space.nearest(part, removed, min(self.k, space.num_items))
-            expanded[part] = self._expanded(space.queries[part], space.gallery[np.maximum(rows, 0)], rows >= 0)
+        expanded = space.queries.double()
+        expanded = expanded.clone() if expanded is space.queries else expanded
+        for part in space.chunks(2**24 // (self.k * expanded.shape[1] + 1) + 1, self.k):
+            rows, _ = space.nearest(part, min(self.k, space.num_items))
+            found = space.gallery[np.maximum(rows, 0)].double()
+            expanded[part] = self._expanded(space.queries[part].double(), found, rows >= 0)
         return space.asking(expanded)
 
     def _expanded(self, queries: torch.Tensor, found: torch.Tensor, there: np.ndarray) -> torch.Tensor:

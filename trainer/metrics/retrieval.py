@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 
 from data_shards.errors import UserError
-from trainer.metrics.neighbours import Array, Bools, Ranking, Space
+from trainer.metrics.neighbours import Array, Bools, Ints, Ranking, Space
 
 Floats = npt.NDArray[np.float64]
+_OF_QUERIES = ("nearest", "nearest_row", "map_at_r", "r_precision")
 
 
 def retrieval_scores(
@@ -35,8 +36,8 @@ def retrieval_scores(
     of leave-one-out.
 
     `vectors` (N, D) are compared by Euclidean distance, ties to the lower row; `labels` (N,); `groups` (N,), "" for
-    none. Macro recall is the mean over classes. Memory is chunk x N, never N x N. Raises UserError if no query has
-    anything to find.
+    none. Macro recall is the mean over classes. Memory is bounded whatever N is (shortlists.py), never N x N. Raises
+    UserError if no query has anything to find.
     """
     classes = np.asarray(labels)
     found = query_scores(vectors, classes, groups=groups, recall_at=recall_at, chunk=chunk)
@@ -90,36 +91,38 @@ def ranked_scores(
     sizes = (ranking.num_queries, ranking.num_items)
     if sizes != (len(labels), len(gallery_labels)):
         raise ValueError(f"{sizes[0]} and {sizes[1]} vectors but {len(labels)} and {len(gallery_labels)} labels")
-    parts = [
-        _chunk_scores(ranking, labels, gallery_labels, part, removed, tuple(recall_at))
-        for part, removed in ranking.chunks(chunk)
-    ]
-    if not parts:
-        return {"num_relevant": np.zeros(0)}
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    num_relevant = ranking.num_relevant(labels, gallery_labels)
+    found = {name: np.zeros(len(labels)) for name in (*(f"recall_{k}" for k in recall_at), *_OF_QUERIES)}
+    found["num_relevant"] = num_relevant.astype(np.float64)
+    least = max(1, *recall_at)
+    for queries in _alike(num_relevant):
+        depth = min(ranking.num_items, max(least, int(num_relevant[queries].max())))
+        for part in ranking.chunks(chunk, depth, queries):
+            rows, _ = ranking.nearest(part, depth)
+            hits = (gallery_labels[rows] == labels[part, None]) & (rows >= 0)
+            for name, values in _chunk_scores(hits, num_relevant[part], recall_at).items():
+                found[name][part] = values
+            found["nearest_row"][part] = rows[:, 0]
+    return found
 
 
-def _chunk_scores(
-    ranking: Ranking, labels: Array, gallery_labels: Array, part: slice, removed: Bools, recall_at: tuple[int, ...]
-) -> dict[str, Floats]:
-    """Return (n,) values per query of a chunk; those of lone queries mean nothing."""
-    relevant = (labels[part, None] == gallery_labels[None, :]) & ~removed
-    num_relevant = relevant.sum(axis=1)
-    depth = min(ranking.num_items, max(1, *recall_at, int(num_relevant.max(initial=0))))
-    rows, _ = ranking.nearest(part, removed, depth)
-    hits = (gallery_labels[rows] == labels[part, None]) & (rows >= 0)
-    rank = np.arange(1, depth + 1)
+def _alike(num_relevant: Ints) -> list[Ints]:
+    """Return the queries (any,) in parts whose numbers of relevant items differ by a factor below 2."""
+    bits = np.frexp(num_relevant)[1]
+    return [np.flatnonzero(bits == each) for each in np.unique(bits)]
+
+
+def _chunk_scores(hits: Bools, num_relevant: Ints, recall_at: Sequence[int]) -> dict[str, Floats]:
+    """Return (n,) values per query of a chunk, from (n, k) which of the first are relevant."""
+    rank = np.arange(1, hits.shape[1] + 1)
     counted = hits & (rank <= num_relevant[:, None])
     precision = counted.cumsum(axis=1) / rank
     divisor = np.maximum(num_relevant, 1)
-    found = {f"recall_{k}": hits[:, :k].any(axis=1).astype(np.float64) for k in recall_at}
     return {
-        **found,
+        **{f"recall_{k}": hits[:, :k].any(axis=1).astype(np.float64) for k in recall_at},
         "nearest": hits[:, 0].astype(np.float64),
-        "nearest_row": rows[:, 0].astype(np.float64),
         "map_at_r": (precision * counted).sum(axis=1) / divisor,
         "r_precision": counted.sum(axis=1) / divisor,
-        "num_relevant": num_relevant.astype(np.float64),
     }
 
 

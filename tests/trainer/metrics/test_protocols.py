@@ -49,8 +49,8 @@ def test_scans_are_those_of_the_first_neighbour_in_the_order_that_is_scored() ->
     found = list(protocol_scores(queries, {"train": train}, protocols))
     space = Space(queries.vectors, queries.groups, train.vectors, train.groups)
     for each, ranking in zip(found, (space, KReciprocal(8, 3, 0.2)(space)), strict=True):
-        ((part, removed),) = ranking.chunks(1000)
-        first = train.labels[ranking.nearest(part, removed, 1)[0][:, 0]]
+        (part,) = ranking.chunks(1000, 1)
+        first = train.labels[ranking.nearest(part, 1)[0][:, 0]]
         assert each["scans"] == scan_scores(queries.labels, first)
         assert each["scans"]["eta_p"] == pytest.approx(each["recall"]["1"])
         assert each["scans"]["eta_w"] == pytest.approx(each["macro_recall_at_1"])

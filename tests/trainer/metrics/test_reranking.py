@@ -31,8 +31,8 @@ def unit(size: int, seed: int, width: int = 4, copies: bool = False) -> np.ndarr
 def order(ranking: Ranking) -> list[list[int]]:
     """Return the whole order of every query."""
     found = []
-    for part, removed in ranking.chunks(7):
-        rows, _ = ranking.nearest(part, removed, ranking.num_items)
+    for part in ranking.chunks(7, ranking.num_items):
+        rows, _ = ranking.nearest(part, ranking.num_items)
         found += [[int(row) for row in each if row >= 0] for each in rows]
     return found
 
@@ -164,8 +164,8 @@ def test_what_is_excluded_and_who_else_asks_have_no_influence(seed: int) -> None
 def test_distances_are_those_of_the_vectors_and_what_is_missing_is_padded() -> None:
     vectors = unit(6, 5)
     ranking = SMALL(Space(vectors, np.array(["a", "a", "", "", "", ""])))
-    ((part, removed),) = ranking.chunks(10)
-    rows, distances = ranking.nearest(part, removed, 5)
+    (part,) = ranking.chunks(10, 5)
+    rows, distances = ranking.nearest(part, 5)
     assert rows[0, -1] == -1
     assert distances[0, -1] == np.inf
     np.testing.assert_allclose(distances[2], ((vectors[2] - vectors[rows[2]]) ** 2).sum(axis=1), atol=1e-8)
