@@ -58,7 +58,7 @@ class TorchBackend:
         self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         is_fast = self._device.type == "cuda" or bfloat16_is_fast()
         self._dtype = dtype or (torch.bfloat16 if is_fast else torch.float32)
-        self.kernels = kernels if self._device.type == "cpu" else None
+        self.kernels: Any = kernels if self._device.type == "cpu" else None
         self.chunk = CHUNK
         if self._device.type == "cuda":
             # TF32 keeps 10 bits of mantissa: far outside the rounding bound that the screen relies on.
@@ -145,6 +145,7 @@ class TorchBackend:
     def _picked(self, products: Tensor, offsets: Tensor, norms: Tensor, terms: tuple[float, ...]) -> Screen:
         """Return what follows from (m, K) products in one compiled pass."""
         labels, gaps = np.empty(len(products), dtype=np.int32), np.empty(len(products), dtype=np.float32)
+        assert self.kernels is not None
         at, columns = self._pairs
         scores = products.float().numpy()
         num = self.kernels.pick(scores, offsets.numpy(), norms.numpy(), terms, labels, gaps, at, columns)
