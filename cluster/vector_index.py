@@ -97,18 +97,14 @@ class VectorIndex:
         Where `ivf` or `hnsw` find fewer, rows are -1.
         """
         wanted = min(size, len(self))
-        distances, rows = self._index.search(
-            np.ascontiguousarray(queries, dtype=np.float32), wanted, params=self._parameters(wanted)
-        )
-        return rows, distances
-
-    def _parameters(self, size: int) -> Any:
-        faiss = _faiss()
+        # Not as `params` of the search: faiss.contrib.torch_utils, which pytorch-metric-learning's inference imports,
+        # replaces the search of the whole process by one that has none.
         if self.kind == "ivf":
-            return faiss.SearchParametersIVF(nprobe=max(8, round(self._index.nlist * _PROBED_SHARE)))
+            self._index.nprobe = max(8, round(self._index.nlist * _PROBED_SHARE))
         if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(_SEARCH_BREADTH, 2 * size))
-        return None
+            self._index.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * wanted)
+        distances, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
+        return rows, distances
 
 
 def set_threads(num_threads: int) -> None:

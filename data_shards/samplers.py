@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,17 @@ class Blocks(Sequence[Rows]):
     def __len__(self) -> int:
         return -(-self.num_rows // self.block)
 
-    def __getitem__(self, index: int) -> Rows:  # type: ignore[override]
-        start = range(0, self.num_rows, self.block)[index]
+    @overload
+    def __getitem__(self, index: int) -> Rows: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Rows]: ...
+
+    def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
+        starts = range(0, self.num_rows, self.block)[index]
+        return self._from(starts) if isinstance(starts, int) else [self._from(start) for start in starts]
+
+    def _from(self, start: int) -> Rows:
         return np.arange(start, min(start + self.block, self.num_rows), dtype=np.int64)
 
 

@@ -67,8 +67,11 @@ def take(run: Path, config: RunConfig, launch: str) -> bool:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Return a hash of all that must stay the same when a run goes on."""
-    tree = config.model_dump(mode="json")
+    """Return a hash of all that must stay the same when a run goes on.
+
+    Settings at their defaults are no part of it, so a run outlives a version that brings a new setting.
+    """
+    tree = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {name: _at(tree, name) for name in _leaves(tree) if not _is_free(name)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 

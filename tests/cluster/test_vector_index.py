@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +14,7 @@ from cluster.vector_index import Kind, VectorIndex, kind_for, tolerance
 from data_shards.errors import DataIntegrityError
 
 NUM, DIMS = 3000, 24
+ROOT = Path(__file__).parents[2]
 
 
 def clustered(num: int, seed: int) -> np.ndarray:
@@ -59,3 +65,17 @@ def test_another_index_is_refused() -> None:
 
 def test_few_images_are_scanned_and_many_are_not() -> None:
     assert [kind_for(num) for num in (1, 100_000, 100_001)] == ["exact", "exact", "ivf"]
+
+
+def test_it_searches_where_another_library_has_replaced_the_search() -> None:
+    """pytorch-metric-learning's inference imports faiss.contrib.torch_utils, for the whole process."""
+    code = """
+        import faiss.contrib.torch_utils
+        import numpy as np
+        from cluster.vector_index import VectorIndex
+        vectors = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+        for kind in ("exact", "ivf", "hnsw"):
+            print((VectorIndex.build(kind, vectors).shortlist(vectors, 3)[0][:, 0] == np.arange(500)).mean() > 0.9)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
