@@ -113,7 +113,8 @@ def _lines_with(block: bytes, markers: tuple[bytes, ...]) -> Iterator[bytes]:
     for marker in markers:
         place = block.find(marker)
         while place >= 0:
-            end = block.find(b"\n", place) if block.endswith(b"\n") else len(block)
+            end = block.find(b"\n", place)
+            end = len(block) if end < 0 else end
             starts[block.rfind(b"\n", 0, place) + 1] = end
             place = block.find(marker, end)
     for start in sorted(starts):

@@ -85,6 +85,7 @@ run(['id'], shell=False)
 import yaml; yaml.safe_dump(x)
 import numpy as np; np.load(x, allow_pickle=False)
 pickled = 1
+class Section: compile: bool = False
 """.strip().splitlines()
 
 
@@ -96,7 +97,7 @@ def forbidden(source: str, file: str = "") -> list[tuple[int, str]]:
         if {whole, *_parents(whole)} & (MODULES | NAMES) or _is_door(whole, file):
             found.append((line, whole))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Attribute, ast.Name)):
+        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Load):
             whole = _dotted(node, names)
             if whole in NAMES | CALLS or whole.rpartition(".")[2] in METHODS or _is_door(whole, file):
                 found.append((node.lineno, whole))
