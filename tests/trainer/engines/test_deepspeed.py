@@ -70,7 +70,7 @@ def make_engine(case: Case) -> Engine:
     make = OPTIMISERS[optimiser]
 
     def optimise(net: EmbeddingModel) -> torch.optim.Optimizer:
-        return make(parameter_groups(net, 1e-2, 3e-2), 1e-2)
+        return make(parameter_groups(net, 1e-2, 3e-2), weight_decay=1e-2, foreach=True)
 
     of_all = pieces * distributed.world_size()
     shared: dict[str, Any] = {"pieces": of_all, "cached": pieces > 1, "precision": precision, "clip_norm": 0.5}
