@@ -247,7 +247,7 @@ class ClusterSection(Section):
         "ray", description="k-means in actors of Ray, or in the rank of a single-process run"
     )
     index: Literal["auto", "faiss", "faiss-gpu", "torch"] = Field(
-        "auto", description="who finds the nearest centroid; auto: faiss on CPUs, torch on GPUs"
+        "auto", description="who finds the nearest centroid; auto: torch on GPUs, numpy on CPUs, or torch with numba"
     )
     features: Literal["penultimate", "embedding", "recycled"] = Field(
         "penultimate",

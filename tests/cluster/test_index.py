@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.index import NearestCentroid, exact_distances, make_backend, nearest, row_norm_bound
+from cluster import index
+from cluster.index import NearestCentroid, automatic, exact_distances, make_backend, nearest, row_norm_bound
 from data_shards.errors import UserError
 
 BACKENDS = ["numpy", "faiss", "torch"]
@@ -83,3 +84,13 @@ def test_unknown_and_missing_backends_are_named() -> None:
         make_backend("faiss-gpu")
     with pytest.raises(UserError, match=r"\(rows, features\)"):
         nearest(np.zeros(4, dtype=np.float32), np.zeros((1, 4), dtype=np.float32))
+
+
+@pytest.mark.parametrize(("has_numba", "large"), [(False, "numpy"), (True, "torch")])
+def test_many_rows_go_to_torch_where_what_follows_its_product_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, has_numba: bool, large: str
+) -> None:
+    monkeypatch.setattr("cluster.telemetry.num_visible_gpus", lambda: 0)
+    monkeypatch.setattr(index, "compiled", lambda: object() if has_numba else None)
+    assert automatic(1000) == "numpy"
+    assert automatic(1 << 24) == large
