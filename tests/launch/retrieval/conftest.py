@@ -57,8 +57,10 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from launch.retrieval.indexing import make_index
 
     before = dict(os.environ)
-    folder = best_run(tmp_path_factory.mktemp("runs") / "run", shards, SIZE, data=DATA)
-    make_index(folder, None, ("train",), "auto", folder / "index", tell=lambda line: None)
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
+    try:
+        folder = best_run(tmp_path_factory.mktemp("runs") / "run", shards, SIZE, data=DATA)
+        make_index(folder, None, ("train",), "auto", folder / "index", tell=lambda line: None)
+    finally:  # what a process group of one leaves would make every later launch a rank
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
     return folder
