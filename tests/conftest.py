@@ -17,6 +17,19 @@ from data_shards.build import build
 Answer = tuple[int, str, str]
 
 
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rank() -> Iterator[None]:
+    """Take back what a process group of one puts into the environment: commands started later would be ranks."""
+    before = {name: os.environ[name] for name in OF_RANKS if name in os.environ}
+    yield
+    for name in OF_RANKS:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return shards of scikit-learn's digits at 16 pixels; only read."""

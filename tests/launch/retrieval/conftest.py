@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,6 @@ from tests.launch.best_run import best_run
 
 SIZE = 16
 DATA = {"image_size": SIZE, "channels": 1, "mean": [0.3], "std": [0.3]}
-
-
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """Take back what a process group of one puts into the environment: later tests start processes."""
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.fixture(scope="session")
