@@ -17,19 +17,6 @@ from data_shards.build import build
 Answer = tuple[int, str, str]
 
 
-OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rank() -> Iterator[None]:
-    """Take back what a process group of one puts into the environment: commands started later would be ranks."""
-    before = {name: os.environ[name] for name in OF_RANKS if name in os.environ}
-    yield
-    for name in OF_RANKS:
-        os.environ.pop(name, None)
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return shards of scikit-learn's digits at 16 pixels; only read."""
@@ -55,12 +42,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    """A process group of this process only; what it leaves in the environment would make others take us for a rank."""
+    """A process group of this process only."""
     from trainer import distributed
 
-    before = dict(os.environ)
     distributed.initialise(60)
     yield
     distributed.shut_down()
-    os.environ.clear()
-    os.environ.update(before)

@@ -41,19 +41,31 @@ _waited_s = 0.0
 def initialise(timeout_s: float) -> None:
     """Join the process group that the launcher's environment describes, or form a group of one.
 
-    A group that is there already (Ray Train forms one and chooses the GPU) is used as it is.
+    A group that is there already (Ray Train forms one and chooses the GPU) is used as it is. A group of one leaves
+    nothing in the environment: what is started from here later, a training from a notebook, is no rank of it.
     """
     if dist.is_initialized():
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    _choose_interface()
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    with _described():
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+@contextmanager
+def _described() -> Iterator[None]:
+    """Have the environment describe a group: the launcher's, or for a while one of this process alone."""
+    before = set(os.environ)
+    alone = "RANK" not in before
+    if alone:
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    try:
+        _choose_interface()
+        yield
+    finally:
+        for name in set(os.environ) - before if alone else ():
+            del os.environ[name]
 
 
 def _choose_interface() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,6 @@ LOCAL = {
     "growth": {"enabled": False, "monitor": "loss"},
     "evaluate": {"by": "loss"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """Take back what a process group of one puts into the environment: later tests start processes."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "phantoms"
     build_shards("phantoms", folder, size=SIZE, options={"num_samples": 90, "label_by": "colour", "levels": 3})
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """Take back what a process group of one puts into the environment: later tests start processes."""
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,18 @@ def test_synchronised_batch_norm_is_batch_norm_of_the_global_batch(world_size: i
     np.testing.assert_allclose(sum(f[2] for f in found), oracle.weight.grad.numpy(), rtol=1e-4, atol=1e-4)
     for f in found:
         np.testing.assert_allclose(f[3], oracle.running_var.numpy(), rtol=1e-5)
+
+
+def test_a_group_of_one_leaves_the_environment_as_it_was() -> None:
+    before = dict(os.environ)
+    distributed.initialise(60)
+    try:
+        assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
+        assert dict(os.environ) == before
+        assert distributed.gather_rows(torch.ones(2, 3)).shape == (2, 3)
+        assert distributed.node_addresses() == (None, None)
+    finally:
+        distributed.shut_down()
 
 
 def _stage_error(text: str) -> str:
