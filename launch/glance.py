@@ -90,9 +90,7 @@ def _glance(run: Path, now: float) -> Glance:
         phase=status.get("phase"),
         epoch=done,
         epochs=total,
-        step=max(
-            (n for n in (status.get("step"), *(s.get("step") for s in steps[-1:])) if n is not None), default=None
-        ),
+        step=_most(status.get("step"), *(step.get("step") for step in steps[-1:])),
         num_subspaces=status.get("num_subspaces"),
         first_k=_number(config, "model", "num_subspaces"),
         widths=_widths(changes, config, status.get("num_subspaces")),
@@ -110,9 +108,7 @@ def _glance(run: Path, now: float) -> Glance:
         changes=tuple(changes[-NUM_EVENTS:]),
         events=tuple([event for event in events if event.get("event") not in _TOLD_ELSEWHERE][-NUM_EVENTS:]),
         left_s=time_left(epochs, starts, done, total, now) if running else None,
-        written=max(
-            (m for m in (*map(_time, (*lines[-1:], *events[-1:])), _time(status)) if m is not None), default=None
-        ),
+        written=_most(*map(_time, (*lines[-1:], *events[-1:], status))),
         reason=status.get("reason"),
         exit_code=status.get("exit_code"),
     )
