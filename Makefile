@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 
 venv: .venv/.installed
 
-.venv/.installed: setup.cfg pyproject.toml constraints.txt
+.venv/.installed: setup.py setup.cfg pyproject.toml constraints.txt cluster/lloyd.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Subspace needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dicom,wsi,deepspeed,onnx,serve,mlflow,wandb,docs,dev]'

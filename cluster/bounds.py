@@ -12,12 +12,12 @@ Legend: n rows of a block, m of them, F feature width, K centroids.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import Features, Ids, Labels, Rows
+from cluster.screen import Features, Ids, Labels
 
 _ROUNDING = 1e-6  # of a sum of a few float32 products, six times over
 
@@ -45,14 +45,15 @@ class Drift(NamedTuple):
 
 
 class Bounds:
-    """The bounds of one block of rows; nothing is known before the first `store`. `kernels`: `cluster.kernels`."""
+    """The bounds of one block of rows; nothing is known before the first `store`.
 
-    def __init__(
-        self, norms: Features, reference: npt.NDArray[np.float64], num_centroids: int, kernels: Any = None
-    ) -> None:
-        self._norms, self._reference, self._kernels = norms, reference, kernels
+    `room` (n,) is what the smallest gap of a row was, plus what had been spent by then; backends may fill it.
+    """
+
+    def __init__(self, norms: Features, reference: npt.NDArray[np.float64], num_centroids: int) -> None:
+        self._norms, self._reference = norms, reference
         self._distance = float(np.linalg.norm(reference))
-        self._room = np.full(len(norms), -np.inf, dtype=np.float32)
+        self.room = np.full(len(norms), -np.inf, dtype=np.float32)
         self._slope, self._shift = np.zeros(num_centroids), np.zeros(num_centroids)
 
     def move(self, drift: Drift) -> None:
@@ -64,27 +65,31 @@ class Bounds:
 
     def due(self, labels: Labels) -> Ids:
         """Return the rows, in order, whose (n,) labels may be out of date."""
-        if self._kernels is None:
-            return np.flatnonzero(self._room <= self._spent(self._norms, labels, 1 + _ROUNDING))
-        rows = np.empty(len(labels), dtype=np.int64)
-        num = self._kernels.due(self._room, self._norms, labels, *self._tables(1 + _ROUNDING), rows)
-        return rows[:num]
+        return np.flatnonzero(self.room <= _spent(self._norms, labels, self.spent_above()))
 
-    def store(self, rows: Rows, labels: Labels, gaps: Features) -> None:
+    def store(self, rows: slice | Ids, labels: Labels, gaps: Features) -> None:
         """Take the (m,) labels and gaps that were just found for some rows."""
-        self._room[rows] = gaps + self._spent(self._norms[rows], labels, 1 - _ROUNDING)
+        self.room[rows] = gaps + _spent(self._norms[rows], labels, self.spent_below())
 
-    def _spent(self, norms: Features, labels: Labels, factor: float) -> Features:
-        slope, shift = self._tables(factor)
-        out = slope[labels]
-        out *= norms
-        out += shift[labels]
-        return out
+    def spent_above(self) -> tuple[Features, Features]:
+        """Return (K,) slopes and shifts: of its room a row has spent at most norm * slope + shift of its label."""
+        return self._tables(1 + _ROUNDING)
+
+    def spent_below(self) -> tuple[Features, Features]:
+        """Return (K,) slopes and shifts of what has been spent at least."""
+        return self._tables(1 - _ROUNDING)
 
     def _tables(self, factor: float) -> tuple[Features, Features]:
-        """Return (K,) slopes and shifts, a little larger or smaller."""
         shift = self._shift + (factor - 1.0) * np.abs(self._shift)
         return (self._slope * factor).astype(np.float32), shift.astype(np.float32)
+
+
+def _spent(norms: Features, labels: Labels, tables: tuple[Features, Features]) -> Features:
+    slope, shift = tables
+    out = slope[labels]
+    out *= norms
+    out += shift[labels]
+    return out
 
 
 def _largest_other(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,67 +1,53 @@
-"""Nearest centroid of every row: a fast float32 screen by numpy, faiss or torch, then an exact decision.
+"""Nearest centroid of every row, by the fastest backend at hand: lloyd.cpp, numpy, faiss or torch.
 
-A float32 matrix product changes its last bits with block size, thread count and instruction set, so on its own it
-would let the number of shards decide a near tie. Every backend here only *screens*: it gives the best centroid and
-all that lie within a rigorous rounding bound of it (Higham 2002, "Accuracy and Stability of Numerical Algorithms",
-section 3.1). Those few pairs are decided again in float64, row by row, the lower id winning an exact tie. The labels
-are therefore one function of (row, centroids), whatever the backend, block or machine.
+All of them give the same labels (`cluster.backend`). This module is the only door to faiss. faiss aborts the whole
+process (C++ exception inside an OpenMP region) when a distance overflows, hence `check_magnitudes` before anything
+reaches it.
 
-This module is the only door to faiss. faiss aborts the whole process (C++ exception inside an OpenMP region) when a
-distance overflows, hence `check_features` before anything reaches it.
-
-Legend: n rows of a block, F feature width, K centroids, p candidate pairs.
+Legend: n rows of a block, F feature width, K centroids.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.screen import (
-    UNIT,
-    Backend,
-    Features,
-    Ids,
-    Labels,
-    Loaded,
-    Rows,
-    Screen,
-    compiled,
-    pieces,
-    row_norms,
-    shifted_scores,
-)
-from cluster.sums import CHUNK, add_chunk
+from cluster.backend import Backend, Block, Loaded, Rows, Screen, Screening
+from cluster.native import NativeBackend, library
+from cluster.screen import UNIT, Features, Labels, pieces, row_norms, shifted_scores
 from data_shards.errors import UserError
 
-BackendName = Literal["auto", "numpy", "faiss", "faiss-gpu", "torch"]
+BackendName = Literal["auto", "native", "numpy", "faiss", "faiss-gpu", "torch"]
 
 MAX_MAGNITUDE = 1e15  # squares and sums of 1e15 still fit float32; 1e20 makes faiss abort the process
-_EXACT_BLOCK = 1 << 16  # numbers per block of the exact pass, which stays in cache
 
 
-def check_features(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> Features:
+def check_features(features: npt.NDArray[Any]) -> Features:
     """Return the features as C-contiguous (n, F) float32.
 
     Raises UserError for another rank, and for values that are not finite or not below 1e15 in magnitude; the sentence
     names the first such row.
     """
-    return checked(features, row_ids)[0]
+    block = as_floats(features)
+    check_magnitudes(block, largest_magnitude(block))
+    return block
 
 
-def checked(features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> tuple[Features, float]:
-    """Return the features as `check_features` does, and their largest magnitude."""
+def as_floats(features: npt.NDArray[Any]) -> Features:
+    """Return numbers as C-contiguous (n, F) float32; raises UserError for another rank."""
     if features.ndim != 2 or features.dtype.kind not in "fiu":
         raise UserError(f"k-means needs a (rows, features) array of numbers, got {features.dtype} {features.shape}.")
     with np.errstate(over="ignore"):
-        block = np.ascontiguousarray(features, dtype=np.float32)
-    largest = largest_magnitude(block)
+        return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def check_magnitudes(block: Features, largest: float, row_ids: npt.NDArray[Any] | None = None) -> None:
+    """Raise UserError, naming the first such row, when the largest magnitude says that a row cannot be clustered."""
     if largest < MAX_MAGNITUDE:
-        return block, largest
+        return
     row = int(np.flatnonzero(~(np.abs(block) < MAX_MAGNITUDE).all(axis=1))[0])
     where = row if row_ids is None else int(row_ids[row])
     raise UserError(
@@ -79,114 +65,40 @@ def largest_magnitude(features: Features) -> float:
         return float(np.max(most))
 
 
-def exact_distances(rows: Features, centroids: Features) -> npt.NDArray[np.float64]:
-    """Return (p,) squared distances of row i to centroid i in float64; each depends on its own pair alone."""
-    difference = rows.astype(np.float64)
-    difference -= centroids
-    difference *= difference
-    out: npt.NDArray[np.float64] = np.add.reduce(difference, axis=1)
-    return out
-
-
-def _decide(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Labels]:
-    """Return the rows among candidate pairs (at, columns), which come in order of rows, and their nearest centroid."""
-    at, columns = _far_left_out(features, centroids, at, columns, kernels)
-    starts = np.flatnonzero(np.diff(at, prepend=-1))
-    sizes = np.diff(starts, append=at.size)
-    rows, labels = at[starts], columns[starts].astype(np.int32)
-    if starts.size == at.size:
-        return rows, labels
-    open_ = np.repeat(sizes > 1, sizes)  # rows that float32 leaves more than one candidate
-    at, columns = at[open_], columns[open_]
-    distances = np.empty(at.size)
-    step = max(1, _EXACT_BLOCK // features.shape[1])
-    for start in range(0, at.size, step):
-        part = slice(start, start + step)
-        distances[part] = exact_distances(features[at[part]], centroids[columns[part]])
-    order = np.lexsort((columns, distances, at))
-    first = np.diff(at[order], prepend=-1) != 0
-    labels[sizes > 1] = columns[order[first]]
-    return rows, labels
-
-
-def _far_left_out(features: Features, centroids: Features, at: Ids, columns: Ids, kernels: Any) -> tuple[Ids, Ids]:
-    """Drop the pairs that float32 distances already rule out: most of them, in a third of the time of float64."""
-    slack = np.float32(4 * (features.shape[1] + 8) * UNIT)
-    if kernels is not None:
-        keep = np.empty(at.size, dtype=np.bool_)
-        kernels.near_pairs(features, centroids, at, columns, slack, keep)
-        return at[keep], columns[keep]
-    squares = np.empty(at.size, dtype=np.float32)
-    step = max(1, _EXACT_BLOCK // features.shape[1])
-    for start in range(0, at.size, step):
-        part = slice(start, start + step)
-        difference = features[at[part]]
-        difference -= centroids[columns[part]]
-        np.einsum("ij,ij->i", difference, difference, out=squares[part])
-    starts = np.flatnonzero(np.diff(at, prepend=-1))
-    least = np.repeat(np.minimum.reduceat(squares, starts), np.diff(starts, append=at.size))
-    keep = squares <= least * (1 + slack) + slack * np.float32(1e-30)
-    return at[keep], columns[keep]
-
-
 class NearestCentroid:
     """Exact labels of blocks against one set of centroids; `load` once, `prepare` per iteration.
 
-    With "auto" the first block that is loaded decides which backend does it.
+    With "auto" the first use decides which backend does it.
     """
 
     def __init__(self, backend: BackendName = "auto", num_threads: int = 1) -> None:
         self._num_threads = num_threads
         self._made = None if backend == "auto" else make_backend(backend, num_threads)
-        self._centroids: Features = np.zeros((0, 0), dtype=np.float32)
 
     @property
-    def _backend(self) -> Backend:
+    def backend(self) -> Backend:
+        """What does the work."""
         if self._made is None:
             self._made = make_backend("auto", self._num_threads)
         return self._made
 
-    @property
-    def kernels(self) -> Any:
-        """The compiled kernels, where the backend uses them."""
-        return self._backend.kernels
-
-    def load(self, block: Features) -> Loaded:
-        """Return the block where the backend works (the same array on a CPU)."""
-        if self._made is None:
-            self._made = make_backend(automatic(block.size), self._num_threads)
-        return self._backend.load(block)
+    def load(self, features: npt.NDArray[Any], row_ids: npt.NDArray[Any] | None = None) -> Block:
+        """Put (n, F) features where the backend works; raises UserError as `check_features` does."""
+        floats = as_floats(features)
+        loaded = self.backend.load(floats)
+        check_magnitudes(floats, loaded.max_abs, row_ids)
+        return Block(floats, loaded)
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
         """Take the (K, F) centroids; `max_norm` bounds the Euclidean norm of every row to come."""
-        self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-        self._backend.prepare(self._centroids, max_norm)
+        self.backend.prepare(np.ascontiguousarray(centroids, dtype=np.float32), max_norm)
 
-    def look(self, features: Features, loaded: Loaded, rows: Ids | None = None) -> Iterator[tuple[Rows, Screen]]:
-        """Yield, piece by piece, which rows of a block were looked at (None: all) and their exact labels and gaps."""
-        number = len(features) if rows is None else len(rows)
-        for start in range(0, number, self._backend.chunk):
-            stop = min(start + self._backend.chunk, number)
-            piece: Rows = slice(start, stop) if rows is None else rows[start:stop]
-            screen = self._backend.screen(loaded, piece)
-            if screen.rows.size:
-                at = screen.rows + start if rows is None else rows[start:stop][screen.rows]
-                decided, labels = _decide(features, self._centroids, at, screen.columns, self.kernels)
-                screen.labels[decided - start if rows is None else np.searchsorted(rows[start:stop], decided)] = labels
-            yield piece, screen
-
-    def labels(self, block: Features) -> Labels:
-        """Return (n,) int32 labels of a block."""
-        out = np.empty(len(block), dtype=np.int32)
-        for rows, screen in self.look(block, self.load(block)):
-            out[rows] = screen.labels
-        return out
-
-    def add_rows(
-        self, sums: npt.NDArray[np.int64], loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
-    ) -> None:
-        """See `Backend.add_rows`."""
-        self._backend.add_rows(sums, loaded, rows, old, new, shift)
+    def labels(self, features: Features) -> Labels:
+        """Return (n,) int32 labels of features."""
+        block = self.load(features)
+        self.backend.relabel(block, None, 0)
+        assert block.labels is not None
+        return block.labels
 
 
 def nearest(features: Features, centroids: Features, backend: BackendName = "auto", num_threads: int = 1) -> Labels:
@@ -205,20 +117,14 @@ def row_norm_bound(features: Features) -> float:
     return float(row_norms(features).max()) if features.size else 0.0
 
 
-class _HostBackend:
-    """What numpy and faiss share: rows stay where they are, sums are taken by numpy."""
-
-    kernels: Any = None
+class _HostBackend(Screening):
+    """What numpy and faiss share: rows stay where they are."""
 
     def load(self, block: Features) -> Loaded:
-        return Loaded(block, row_norms(block), np.zeros(block.shape[1]))
-
-    def add_rows(
-        self, sums: npt.NDArray[np.int64], loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
-    ) -> None:
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            add_chunk(sums, loaded.content[rows[part]], None if old is None else old[part], new[part], shift)
+        with np.errstate(all="ignore"):  # of rows that are refused after this
+            norms = row_norms(block)
+        longest = float(norms.max()) if len(norms) else 0.0
+        return Loaded(block, norms, np.zeros(block.shape[1]), largest_magnitude(block), longest)
 
 
 class NumpyBackend(_HostBackend):
@@ -227,6 +133,7 @@ class NumpyBackend(_HostBackend):
     chunk = 2048
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
+        super().prepare(centroids, max_norm)
         self._weights, self._offsets, self._tolerance = shifted_scores(centroids, max_norm)
 
     def screen(self, loaded: Loaded, rows: Rows) -> Screen:
@@ -257,6 +164,7 @@ class FaissBackend(_HostBackend):
         self._resources = faiss.StandardGpuResources() if gpu else None
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
+        super().prepare(centroids, max_norm)
         flat: Any = self._faiss.IndexFlatL2(centroids.shape[1])
         if self._resources is not None:
             flat = self._faiss.index_cpu_to_gpu(self._resources, 0, flat)
@@ -283,13 +191,15 @@ def make_backend(name: BackendName, num_threads: int = 1) -> Backend:
     if name not in get_args(BackendName):
         raise UserError(f"Unknown k-means backend '{name}'; choose one of {', '.join(get_args(BackendName))}.")
     if name == "auto":
-        name = automatic(0)
+        name = automatic()
     if name == "numpy":
         return NumpyBackend()
+    if name == "native":
+        return NativeBackend(num_threads)
     if name == "torch":
         from cluster.torch_index import TorchBackend
 
-        return TorchBackend(kernels=compiled())
+        return TorchBackend()
     if importlib.util.find_spec("faiss") is None:
         raise UserError(
             "k-means backend 'faiss' needs the faiss-cpu or faiss-gpu package; install the extra [cpu] or [gpu]."
@@ -310,15 +220,8 @@ def _faiss_gpus() -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
-# The screen for a first block of so many numbers (rows x width), the first line that fits. On one Intel core with AMX
-# torch's product in bfloat16 took a half (K = 10) to a seventh (K = 256) of numpy's in float32, at widths 128 and 1024;
-# below a million numbers a clustering is over before torch is imported (1.2 s). What follows the product has to be
-# compiled, though: without numba 20 iterations on 50,000 x 128, K = 10, took torch 0.49 s, faiss 0.41 and numpy 0.30.
-ON_CPU: tuple[tuple[int, BackendName], ...] = ((1 << 20, "torch"), (0, "numpy"))
-
-
-def automatic(num_values: int) -> BackendName:
-    """Return the fastest backend here for a first block of so many numbers."""
+def automatic() -> BackendName:
+    """Return the fastest backend here: on a GPU the rows stay in its memory, on a CPU lloyd.cpp where it was built."""
     from cluster.telemetry import num_visible_gpus
 
     if num_visible_gpus():
@@ -329,5 +232,4 @@ def automatic(num_values: int) -> BackendName:
             return "torch"
         if _faiss_gpus():
             return "faiss-gpu"
-    fastest = next(name for least, name in ON_CPU if num_values >= least)
-    return "numpy" if fastest == "torch" and compiled() is None else fastest
+    return "numpy" if library() is None else "native"

@@ -1,14 +1,13 @@
-"""What every way of screening shares: its answer, its interface, and the rounding bound behind it.
+"""The rounding bounds behind a fast look at rows: norms, and scores that order the centroids but for near ties.
 
-Legend: n rows of a block, m rows that are asked about, F feature width, K centroids, p candidate pairs.
+Legend: n rows of a block, F feature width, K centroids.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from collections.abc import Iterator
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,62 +15,51 @@ import numpy.typing as npt
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int64]
-Rows = slice | Ids  # which rows of a block: consecutive ones, or their positions in ascending order
 
 UNIT = 2.0**-24  # unit roundoff of float32
 
 
-class Screen(NamedTuple):
-    """What a fast look at m rows tells.
+class Weights:
+    """What turns rows into scores that order (K, F) centroids, and how far rounding may lead them astray.
 
-    labels (m,) and the (row, centroid) pairs (p,), (p,) that rounding leaves undecided. gaps (m,) are lower bounds of
-    |x - c_j|^2 - |x - c_label|^2 over the other centroids j, not above zero for undecided rows; None when unknown.
+    The mean centroid m and the rows' reference r are taken out: |x - c|^2 = |x - m|^2 + |c'|^2 + 2 (m - r).c' -
+    2 (x - r).c' with c' = c - m, and only the last three terms differ between centroids. The weights are -2 c'.
     """
 
-    labels: Labels
-    gaps: Features | None
-    rows: Ids
-    columns: Ids
+    def __init__(self, centroids: Features, max_norm: float) -> None:
+        wide = centroids.astype(np.float64)
+        self._mean, self._max_norm = wide.mean(axis=0), max_norm
+        self._centred = wide - self._mean
+        self.exact = -2.0 * self._centred
+        self._farthest = _longest(wide)
+        self.keep(self.exact)
 
+    def keep(self, kept: npt.NDArray[Any]) -> None:
+        """Take what the screen's precision keeps of the (K, F) exact weights."""
+        self._lost = _longest(self.exact - kept)
+        self._spread = _longest(kept) + self._lost
+        self._tiny = (kept.shape[1] + 8) * 1e-37 * (1.0 + self._spread + self._max_norm)
 
-class Loaded(NamedTuple):
-    """A block where a backend works: `content` is the backend's own.
+    def offsets(self, reference: npt.NDArray[np.float64]) -> Features:
+        """Return (K,) offsets of the scores of rows less a reference."""
+        offsets = np.einsum("ij,ij->i", self._centred, self._centred)
+        offsets += 2.0 * (self._centred @ (self._mean - reference))
+        return offsets.astype(np.float32)
 
-    norms (n,) are upper bounds of |x - reference|, with which `cluster.bounds` tells how far centroids may move.
-    """
+    def terms(self, reference: npt.NDArray[np.float64], lost: float, last: float) -> tuple[float, float, float, float]:
+        """Return how far two scores must be apart to be in order: per squared norm, norm and score, and a constant.
 
-    content: Any
-    norms: Features
-    reference: npt.NDArray[np.float64]
-
-
-class Backend(Protocol):
-    """A way to screen: `load` moves a block to where the work happens; `screen` is asked for up to `chunk` rows."""
-
-    chunk: int
-    kernels: Any  # `cluster.kernels` or None
-
-    def load(self, block: Features) -> Loaded: ...
-
-    def prepare(self, centroids: Features, max_norm: float) -> None: ...
-
-    def screen(self, loaded: Loaded, rows: Rows) -> Screen: ...
-
-    def add_rows(
-        self, sums: npt.NDArray[np.int64], loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
-    ) -> None:
-        """Add rows, as whole numbers of 2**-shift, to the sums of their new labels; take them from the old ones."""
-        ...
-
-
-@cache
-def compiled() -> Any:
-    """Return `cluster.kernels`, None where numba is not installed."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    from cluster import kernels
-
-    return kernels
+        Rows less the reference lost at most a share `lost` of their norm, weights a known part, and products are added
+        up in float32 (twice its unit, since hardware may truncate): relative to the norm. `last` is the unit of what is
+        kept of a score. The exact decision rounds too, relative to the squared distance.
+        """
+        width = len(self._mean) + 8
+        share = lost * self._spread + (1.0 + lost) * (self._lost + 2.0 * width * UNIT * self._spread)
+        exact = width * 2.0**-49
+        distance = self._farthest + float(np.linalg.norm(reference))
+        largest = float(np.max(np.abs(self.offsets(reference))))
+        constant = 2.0 * last * largest + exact * distance**2 + self._tiny
+        return exact, 2.0 * share, last, constant
 
 
 def pieces(num_rows: int, width: int) -> Iterator[slice]:
@@ -112,3 +100,9 @@ def shifted_scores(centroids: Features, max_norm: float) -> tuple[Features, Feat
     error = width * UNIT * (2.0 * max_norm * spread + largest) + 2.0 * max_norm * lost + width * 1e-37
     error += width * 2.0**-50 * (max_norm + float(np.linalg.norm(wide, axis=1).max())) ** 2  # of the exact decision
     return np.ascontiguousarray(weights.T), offsets.astype(np.float32), np.float32(2.0 * error * 1.01)
+
+
+def _longest(vectors: npt.NDArray[Any]) -> float:
+    """Return the length of the longest of (K, F) vectors."""
+    wide = vectors.astype(np.float64)
+    return math.sqrt(float(np.einsum("ij,ij->i", wide, wide).max()))

@@ -11,25 +11,17 @@ Legend: n rows held here, F feature width, K centroids, j centroids chosen so fa
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.backend import Block, exact_distances
 from cluster.bounds import Bounds, Drift
 from cluster.errors import StaleMessage
-from cluster.index import (
-    BackendName,
-    Features,
-    Labels,
-    NearestCentroid,
-    checked,
-    exact_distances,
-    row_norm_bound,
-)
-from cluster.screen import Ids, Loaded, pieces, shifted_scores
-from cluster.sums import CHUNK, Scale, Sums
+from cluster.index import BackendName, NearestCentroid
+from cluster.screen import Features, Ids, Labels, shifted_scores
+from cluster.sums import CHUNK, Partial, Scale
 from data_shards import keyed
 from data_shards.errors import UserError
 
@@ -52,22 +44,23 @@ class Candidate(NamedTuple):
     vector: Features
 
 
-class Partial(NamedTuple):
-    """Exact sums (K, F) and counts (K,) of a shard."""
+class _Rows:
+    """A block put together, its row ids, and squared distances to the nearest chosen one while seeding."""
 
-    sums: Sums
-    counts: Sums
+    def __init__(self, row_ids: Ids, block: Block) -> None:
+        self.row_ids, self.block = row_ids, block
+        self.nearest_chosen = np.full(len(row_ids), np.inf, dtype=np.float32)
 
+    @property
+    def features(self) -> Features:
+        """(n, F)."""
+        return self.block.features
 
-class _Block:
-    """Rows put together, where the backend wants them, with their latest labels and how long these are safe."""
-
-    def __init__(self, row_ids: Ids, features: Features, loaded: Loaded, max_abs: float) -> None:
-        self.row_ids, self.features, self.loaded = row_ids, features, loaded
-        self.max_abs, self.max_norm = max_abs, row_norm_bound(features)
-        self.labels: Labels | None = None
-        self.bounds: Bounds | None = None
-        self.nearest_chosen = np.full(len(row_ids), np.inf, dtype=np.float32)  # squared distance while seeding
+    @property
+    def labels(self) -> Labels:
+        """(n,), of the latest centroids."""
+        assert self.block.labels is not None
+        return self.block.labels
 
 
 class KMeansShard:
@@ -79,7 +72,7 @@ class KMeansShard:
 
     def _clear(self, version: int) -> None:
         self.version = version
-        self._blocks: list[_Block] = []
+        self._blocks: list[_Rows] = []
         self._chosen: Features | None = None
         self._centroids: Features | None = None
         self._partial: Partial | None = None
@@ -95,14 +88,16 @@ class KMeansShard:
         if version > self.version:
             self._clear(version)
         ids = np.ascontiguousarray(row_ids, dtype=np.int64)
-        block, max_abs = checked(features, ids)
-        if len(ids) != len(block):
-            raise UserError(f"{len(ids)} row ids came with {len(block)} rows of features.")
-        if self._blocks and self._blocks[0].features.shape[1] != block.shape[1]:
+        if features.ndim == 2 and len(ids) != len(features):
+            raise UserError(f"{len(ids)} row ids came with {len(features)} rows of features.")
+        block = self._index.load(features, ids)
+        if self._blocks and self._blocks[0].features.shape[1] != features.shape[1]:
             width = self._blocks[0].features.shape[1]
-            raise UserError(f"Features are {block.shape[1]} wide, but earlier rows of this version are {width} wide.")
+            raise UserError(
+                f"Features are {features.shape[1]} wide, but earlier rows of this version are {width} wide."
+            )
         if len(ids):
-            self._blocks.append(_Block(ids, block, self._index.load(block), max_abs))
+            self._blocks.append(_Rows(ids, block))
             self._centroids = self._chosen = None
 
     def reset(self, version: int) -> None:
@@ -121,7 +116,8 @@ class KMeansShard:
         if not self._blocks:
             return Summary(0, 0, 0.0, 0.0)
         rows = sum(len(block.row_ids) for block in self._blocks)
-        max_abs, max_norm = (max(getattr(b, name) for b in self._blocks) for name in ("max_abs", "max_norm"))
+        loaded = [held.block.loaded for held in self._blocks]
+        max_abs, max_norm = (max(getattr(each, name) for each in loaded) for name in ("max_abs", "max_norm"))
         return Summary(rows, self._blocks[0].features.shape[1], max_abs, max_norm)
 
     def _check(self, version: int) -> None:
@@ -158,11 +154,9 @@ class KMeansShard:
             for block in self._blocks:
                 block.nearest_chosen.fill(np.inf)
         for block in self._blocks:
-            for part in pieces(*block.features.shape):
-                for centre in chosen[known:]:
-                    # Not a matrix product: einsum sums every row on its own, in one order, whatever the block.
-                    squares = _squares(block.features[part], centre)
-                    np.minimum(block.nearest_chosen[part], squares, out=block.nearest_chosen[part])
+            for centre in chosen[known:]:
+                squares = self._index.backend.distances(block.features, centre[None], None).astype(np.float32)
+                np.minimum(block.nearest_chosen, squares, out=block.nearest_chosen)
         self._chosen = chosen.copy()
 
     # ---- Lloyd ---------------------------------------------------------------------------------------------------
@@ -180,66 +174,32 @@ class KMeansShard:
         before, drift = self._partial, None
         if before is None or self._centroids is None or self._scale != scale or before.sums.shape != centroids.shape:
             before = Partial(np.zeros(centroids.shape, dtype=np.int64), np.zeros(len(centroids), dtype=np.int64))
-            for block in self._blocks:
-                block.labels = block.bounds = None
+            for held in self._blocks:
+                held.block.labels = held.block.bounds = None
         else:
             drift = Drift.between(self._centroids, centroids)
         partial = Partial(before.sums.copy(), before.counts.copy())
         self._centroids = None  # whoever is interrupted half way starts afresh
         self._index.prepare(centroids, max_norm)
-        for block in self._blocks:
-            self._relabel(block, drift, partial, scale)
+        for held in self._blocks:
+            self._relabel(held.block, drift, partial, scale)
         self._partial, self._centroids, self._scale = partial, centroids.copy(), scale
         return partial
 
-    def _relabel(self, block: _Block, drift: Drift | None, partial: Partial, scale: Scale) -> None:
+    def _relabel(self, block: Block, drift: Drift | None, partial: Partial, scale: Scale) -> None:
         """Bring the labels of a block up to date, and `partial` with them."""
-        num_centroids = len(partial.counts)
-        due = None
-        if block.bounds is None:
-            block.bounds = Bounds(block.loaded.norms, block.loaded.reference, num_centroids, self._index.kernels)
-        elif drift is not None and block.labels is not None and self._prune:
+        if self._prune and block.bounds is None:
+            block.bounds = Bounds(block.loaded.norms, block.loaded.reference, len(partial.counts))
+        elif block.bounds is not None and drift is not None:
             block.bounds.move(drift)
-            due = block.bounds.due(block.labels)
-            due = due if 2 * len(due) < len(block.labels) else None  # reading on is twice as fast as picking
-        old = block.labels
-        labels = np.empty(len(block.row_ids), dtype=np.int32) if old is None else old
-        changes: list[tuple[Ids, Labels, Labels]] = []
-        for rows, found in self._index.look(block.features, block.loaded, due):
-            if old is not None:
-                changed = np.flatnonzero(found.labels != labels[rows])
-                at = changed + rows.start if isinstance(rows, slice) else rows[changed]
-                changes.append((at, labels[at], found.labels[changed]))
-            labels[rows] = found.labels
-            if found.gaps is not None and self._prune:
-                block.bounds.store(rows, found.labels, found.gaps)
-        block.labels = labels
-        self._add(block, None if old is None else changes, partial, scale)
-
-    def _add(
-        self, block: _Block, changes: list[tuple[Ids, Labels, Labels]] | None, partial: Partial, scale: Scale
-    ) -> None:
-        """Add all rows of a block (None) or move those that changed."""
-        assert block.labels is not None
-        num = len(partial.counts)
-        if changes is None:
-            rows = np.arange(len(block.labels))
-            self._index.add_rows(partial.sums, block.loaded, rows, None, block.labels, scale.shift)
-            partial.counts[:] += np.bincount(block.labels, minlength=num)
-        elif changes:
-            rows, old, new = (np.concatenate(parts) for parts in zip(*changes, strict=True))
-            self._index.add_rows(partial.sums, block.loaded, rows, old, new, scale.shift)
-            partial.counts[:] += np.bincount(new, minlength=num) - np.bincount(old, minlength=num)
+        self._index.backend.relabel(block, partial, scale.shift)
 
     def farthest(self, version: int, centroids: Features, scale: Scale, max_norm: float, num: int) -> list[Candidate]:
         """Return up to `num` rows farthest from their centroid (value = -squared distance), farthest first."""
         self.assign(version, centroids, scale, max_norm)
         found: list[Candidate] = []
         for block in self._blocks:
-            assert block.labels is not None
-            distances = np.concatenate(
-                [exact_distances(block.features[p], centroids[block.labels[p]]) for p in pieces(*block.features.shape)]
-            )
+            distances = self._index.backend.distances(block.features, centroids, block.labels)
             order = np.lexsort((block.row_ids, -distances))[:num]
             found += [
                 Candidate(-float(distances[i]), int(block.row_ids[i]), int(block.labels[i]), block.features[i].copy())
@@ -253,25 +213,18 @@ class KMeansShard:
         """Return (n,) row ids and (n,) int32 labels for the (K, F) centroids."""
         self.assign(version, centroids, scale, max_norm)
         ids = [block.row_ids for block in self._blocks]
-        labels = [block.labels for block in self._blocks if block.labels is not None]
+        labels = [block.labels for block in self._blocks]
         if not ids:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
         return np.concatenate(ids), np.concatenate(labels)
 
     def inertia(self, version: int, centroids: Features, scale: Scale, max_norm: float, shift: int) -> int:
-        """Return the sum of squared distances to the centroids as an integer, to be multiplied by 2**-shift.
-
-        Differences of float32 lose nothing that matters: a squared distance is right to 1e-5 at worst, the sum to 1e-7.
-        """
+        """Return the sum of squared distances to the centroids as an integer, to be multiplied by 2**-shift."""
         self.assign(version, centroids, scale, max_norm)
-        exponent = math.frexp(max_norm)[1]
-        unit = np.float32(2.0**-exponent)  # squares of rows of any length then lie within float32
         total = 0
         for block in self._blocks:
-            assert block.labels is not None
-            for part in pieces(*block.features.shape):
-                squares = _squares(block.features[part], centroids[block.labels[part]], unit).astype(np.float64)
-                total += int(np.rint(np.ldexp(squares, shift + 2 * exponent)).astype(np.int64).sum())
+            squares = self._index.backend.distances(block.features, centroids, block.labels)
+            total += int(np.rint(np.ldexp(squares, shift)).astype(np.int64).sum())
         return total
 
     def reserves(
@@ -286,7 +239,6 @@ class KMeansShard:
         empty = (np.empty(0), np.empty(0, dtype=np.int64))
         parts: list[list[tuple[npt.NDArray[np.float64], Ids]]] = [[empty] for _ in centroids]
         for block in self._blocks:
-            assert block.labels is not None
             own = np.einsum("ij,ij->i", block.features, weights.T[block.labels]) + offsets[block.labels]
             for k, part in enumerate(parts):
                 # The screen may misjudge an extra cost by twice the tolerance; what it leaves is measured exactly.
@@ -298,17 +250,7 @@ class KMeansShard:
         return [_cheapest(part, num) for part in parts]
 
 
-def _squares(rows: Features, centroids: Features, unit: np.float32 | None = None) -> Features:
-    """Return (m,) squared float32 distances in units of 1 / `unit`; each depends on its own row alone."""
-    difference = rows - centroids
-    if unit is not None:
-        difference *= unit
-    squares: Features = np.einsum("ij,ij->i", difference, difference)
-    return squares
-
-
-def _extra_costs(block: _Block, rows: Ids, centroids: Features, k: int) -> npt.NDArray[np.float64]:
-    assert block.labels is not None
+def _extra_costs(block: _Rows, rows: Ids, centroids: Features, k: int) -> npt.NDArray[np.float64]:
     out = np.empty(len(rows))
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
@@ -325,9 +267,9 @@ def _cheapest(parts: list[tuple[npt.NDArray[np.float64], Ids]], num: int) -> tup
     return costs[order], ids[order]
 
 
-def _smaller(best: Candidate | None, block: _Block, values: npt.NDArray[np.float64]) -> Candidate:
+def _smaller(best: Candidate | None, block: _Rows, values: npt.NDArray[np.float64]) -> Candidate:
     tied = np.flatnonzero(values == values.min())
     row = int(tied[np.argmin(block.row_ids[tied])])
-    label = -1 if block.labels is None else int(block.labels[row])
+    label = -1 if block.block.labels is None else int(block.labels[row])
     mine = Candidate(float(values[row]), int(block.row_ids[row]), label, block.features[row].copy())
     return mine if best is None or (mine.value, mine.row_id) < (best.value, best.row_id) else best

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,22 @@ Sums = npt.NDArray[np.int64]
 
 CHUNK = 1024  # rows whose sums are taken in float64: small enough to stay in cache
 MOST_TERMS = 1 << 13  # float64 has 53 bits: 39 for a term, 13 for their number, 1 for the sign
+
+
+class Partial(NamedTuple):
+    """Exact sums (K, F) and counts (K,) of some rows."""
+
+    sums: Sums
+    counts: Sums
+
+    def empty(self) -> Partial:
+        """Return zeros of the same shapes."""
+        return Partial(np.zeros_like(self.sums), np.zeros_like(self.counts))
+
+    def add(self, other: Partial) -> None:
+        """Add other rows' sums and counts, in place."""
+        np.add(self.sums, other.sums, out=self.sums)
+        np.add(self.counts, other.counts, out=self.counts)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.screen import UNIT, Features, Ids, Labels, Loaded, Rows, Screen, pieces
-from cluster.sums import CHUNK, MOST_TERMS, Sums
+from cluster.backend import Loaded, Rows, Screen, Screening
+from cluster.screen import UNIT, Features, Ids, Labels, Weights, pieces
+from cluster.sums import CHUNK, MOST_TERMS, Partial
 
 _FAR = 3e38  # score of the centroids K to P that do not exist
 _SCORES = 1 << 18  # scores at a time: 1 MiB, which stays in cache
-_UNIT_BF16 = 2.0**-9
+_UNIT_BF16 = 2.0**-8
 
 
 def cuda_is_available() -> bool:
@@ -39,26 +40,23 @@ def bfloat16_is_fast() -> bool:
 
 
 class _Content(NamedTuple):
-    """Rows (n, F) float32, their centred copy, its norms (n,), and the share of a norm that rounding took at most."""
+    """Rows (n, F) float32, their centred copy, and its norms (n,)."""
 
     rows: Tensor
     centred: Tensor
     norms: Tensor
-    lost: float
 
 
-class TorchBackend:
+class TorchBackend(Screening):
     """Labels, gaps and sums on the first CUDA device, or on the CPU without one.
 
     `dtype` of the screen: bfloat16 where the hardware multiplies it, else float32, which needs no copy of the rows.
-    `kernels` is `cluster.kernels`, where numba is installed: it does on a CPU what follows the product.
     """
 
-    def __init__(self, device: str | None = None, dtype: torch.dtype | None = None, kernels: Any = None) -> None:
+    def __init__(self, device: str | None = None, dtype: torch.dtype | None = None) -> None:
         self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         is_fast = self._device.type == "cuda" or bfloat16_is_fast()
         self._dtype = dtype or (torch.bfloat16 if is_fast else torch.float32)
-        self.kernels: Any = kernels if self._device.type == "cpu" else None
         self.chunk = CHUNK
         if self._device.type == "cuda":
             # TF32 keeps 10 bits of mantissa: far outside the rounding bound that the screen relies on.
@@ -77,8 +75,10 @@ class TorchBackend:
         norms = torch.empty(len(rows), device=self._device)
         copied = self._dtype != torch.float32
         centred = torch.empty(rows.shape, dtype=self._dtype, device=self._device) if copied else rows
-        lost = 0.0
+        lost = longest = largest = 0.0
         for part in pieces(*block.shape):
+            longest = max(float(_norms(rows[part]).max()), longest)
+            largest = max(float(rows[part].abs().max()), largest)  # NaN comes first and stays
             exact = rows[part] - reference
             norms[part] = _norms(exact)
             if copied:
@@ -87,42 +87,33 @@ class TorchBackend:
                 lost = max(lost, float((_norms(exact) / norms[part]).max()))
         lost = min(lost, 1.0) + 2.0 * UNIT  # the subtraction of the reference rounds too
         wide = reference.cpu().numpy().astype(np.float64)
-        return Loaded(_Content(rows, centred, norms, lost), norms.cpu().numpy(), wide)
+        return Loaded(_Content(rows, centred, norms), norms.cpu().numpy(), wide, largest, longest, lost)
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
         """Put the scores' weights for (K, F) centroids on the device."""
-        wide = centroids.astype(np.float64)
+        super().prepare(centroids, max_norm)
         self._seen: Loaded | None = None  # the block that offsets and terms were last made for
-        self._mean = wide.mean(axis=0)
-        self._exact = wide - self._mean
-        weights = torch.from_numpy(-2.0 * self._exact).to(self._dtype)
-        kept = weights.to(torch.float64).numpy()
-        self._lost = float(np.linalg.norm(-2.0 * self._exact - kept, axis=1).max())
-        self._spread = float(np.linalg.norm(kept, axis=1).max()) + self._lost
+        self._scoring = Weights(centroids, max_norm)
+        weights = torch.from_numpy(self._scoring.exact).to(self._dtype)
+        self._scoring.keep(weights.double().numpy())
         self._weights = weights.to(self._device)
         self._bits = max(len(centroids) - 1, 1).bit_length()
         unit = _UNIT_BF16 if self._dtype == torch.bfloat16 else UNIT
+        # Products are rounded to the screen's precision, and scores give their lowest bits away.
         self._last = 1.01 * (unit + 2.0 ** (self._bits - 23) + 8.0 * UNIT)
         self._numbers = torch.arange(len(centroids), dtype=torch.int32, device=self._device)[:, None]
-        self._farthest = float(np.linalg.norm(wide, axis=1).max())
-        self._tiny = (centroids.shape[1] + 8) * 1e-37 * (1.0 + self._spread + max_norm)
         self.chunk = 1 << 16 if self._device.type == "cuda" else max(512, min(1 << 13, _SCORES >> self._bits))
-        if self.kernels is None:
-            self._buffer = torch.full((1 << self._bits, self.chunk), _FAR, device=self._device)
-        else:
-            self._pairs = np.empty((2, self.chunk * len(centroids)), dtype=np.int64)
+        self._buffer = torch.full((1 << self._bits, self.chunk), _FAR, device=self._device)
 
     def screen(self, loaded: Loaded, rows: Rows) -> Screen:
         """Return labels, gaps and undecided pairs of some rows."""
         content: _Content = loaded.content
         at = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self._device)
         if loaded is not self._seen:
-            self._seen, (self._offsets, largest) = loaded, self._offsets_of(loaded)
-            self._terms = self._tolerance_terms(loaded, largest)
+            self._seen, self._terms = loaded, self._scoring.terms(loaded.reference, loaded.lost, self._last)
+            self._offsets = torch.from_numpy(self._scoring.offsets(loaded.reference)).to(self._device)
         offsets, terms = self._offsets, self._terms
         products = torch.mm(content.centred[at], self._weights.T)
-        if self.kernels is not None:
-            return self._picked(products, offsets, content.norms[at], terms)
         scores = self._scores(products, offsets)
         best, second = two_smallest(scores)
         mask = (1 << self._bits) - 1
@@ -136,21 +127,6 @@ class TorchBackend:
         pairs = torch.nonzero(near.T)
         return Screen(_array(labels), _array(gaps), _array(undecided[pairs[:, 0]]), _array(pairs[:, 1]))
 
-    def _offsets_of(self, loaded: Loaded) -> tuple[Tensor, float]:
-        """Return (K,) offsets of the scores of rows centred at the block's reference, and their largest magnitude."""
-        offsets = np.einsum("ij,ij->i", self._exact, self._exact)
-        offsets += 2.0 * (self._exact @ (self._mean - loaded.reference))
-        return torch.from_numpy(offsets.astype(np.float32)).to(self._device), float(np.max(np.abs(offsets)))
-
-    def _picked(self, products: Tensor, offsets: Tensor, norms: Tensor, terms: tuple[float, ...]) -> Screen:
-        """Return what follows from (m, K) products in one compiled pass."""
-        labels, gaps = np.empty(len(products), dtype=np.int32), np.empty(len(products), dtype=np.float32)
-        assert self.kernels is not None
-        at, columns = self._pairs
-        scores = products.float().numpy()
-        num = self.kernels.pick(scores, offsets.numpy(), norms.numpy(), terms, labels, gaps, at, columns)
-        return Screen(labels, gaps, at[:num].copy(), columns[:num].copy())
-
     def _scores(self, products: Tensor, offsets: Tensor) -> Tensor:
         """Return (P, m) scores that carry their centroid's number in their lowest bits."""
         num = len(offsets)
@@ -161,28 +137,12 @@ class TorchBackend:
         patterns |= self._numbers
         return scores
 
-    def _tolerance_terms(self, loaded: Loaded, largest: float) -> tuple[float, float, float, float]:
-        """Return how far two scores must be apart to be in order: per squared norm, norm and score, and a constant.
-
-        Rows and weights were rounded (their lost parts are known) and products are added up in float32 (twice its unit,
-        since hardware may truncate): relative to the norm. The sum is rounded to the screen's precision and gives its
-        lowest bits away: relative to the score. The exact decision rounds too, relative to the squared distance.
-        """
-        lost, width = loaded.content.lost, len(self._mean) + 8
-        share = lost * self._spread + (1.0 + lost) * (self._lost + 2.0 * width * UNIT * self._spread)
-        exact = width * 2.0**-49
-        distance = self._farthest + float(np.linalg.norm(loaded.reference))
-        constant = 2.0 * self._last * largest + exact * distance**2 + self._tiny
-        return exact, 2.0 * share, self._last, constant
-
-    def add_rows(self, sums: Sums, loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int) -> None:
-        """Add rows to `sums` (K, F), exactly; see `cluster.sums`."""
-        if self.kernels is not None:
-            taken = np.empty(0, dtype=np.int32) if old is None else old
-            self.kernels.add_rows(sums, loaded.content.rows.numpy(), rows, taken, new, 2.0**shift)
-            return
+    def add_rows(
+        self, partial: Partial, loaded: Loaded, rows: Ids, old: Labels | None, new: Labels, shift: int
+    ) -> None:
+        """Add rows to the sums (K, F), exactly; see `cluster.sums`."""
         for start in range(0, len(rows), MOST_TERMS):
-            part = torch.zeros(sums.shape, dtype=torch.float64, device=self._device)
+            part = torch.zeros(partial.sums.shape, dtype=torch.float64, device=self._device)
             for first in range(start, min(start + MOST_TERMS, len(rows)), CHUNK):
                 some = slice(first, min(first + CHUNK, start + MOST_TERMS))
                 values = loaded.content.rows[torch.from_numpy(rows[some]).to(self._device)].double()
@@ -191,7 +151,7 @@ class TorchBackend:
                 part.index_add_(0, torch.from_numpy(new[some]).to(self._device), values)
                 if old is not None:
                     part.index_add_(0, torch.from_numpy(old[some]).to(self._device), values, alpha=-1)
-            sums += part.to(torch.int64).cpu().numpy()
+            partial.sums[:] += part.to(torch.int64).cpu().numpy()
 
 
 def two_smallest(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ def set_up_logging(run: Path, rank: int) -> None:
     for handler in handlers:
         handler.setFormatter(PrintableLines("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-    for noisy in ("torch", "ray", "matplotlib", "numba", "faiss"):
+    for noisy in ("torch", "ray", "matplotlib", "faiss"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -246,8 +246,9 @@ class ClusterSection(Section):
     backend: Literal["ray", "local"] = Field(
         "ray", description="k-means in actors of Ray, or in the rank of a single-process run"
     )
-    index: Literal["auto", "faiss", "faiss-gpu", "torch"] = Field(
-        "auto", description="who finds the nearest centroid; auto: torch on GPUs, numpy on CPUs, or torch with numba"
+    index: Literal["auto", "native", "numpy", "faiss", "faiss-gpu", "torch"] = Field(
+        "auto",
+        description="who finds the nearest centroid; auto: torch on GPUs, native (compiled) on CPUs with AVX-512, numpy on others",
     )
     features: Literal["penultimate", "embedding", "recycled"] = Field(
         "penultimate",

@@ -11,6 +11,7 @@ from cluster.bounds import Bounds, Drift
 from cluster.kmeans import KMeansShard
 from cluster.shard import Partial
 from cluster.sums import Scale
+from tests.cluster.test_index import BACKENDS
 
 KINDS = ["normal", "grid", "far", "outlier", "tiny"]
 
@@ -55,7 +56,7 @@ def shards_of(rows: np.ndarray, num: int, backend: str, prune: bool) -> list[KMe
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(KINDS),
-    backend=st.sampled_from(["numpy", "faiss", "torch"]),
+    backend=st.sampled_from(BACKENDS),
     num_rows=st.integers(9, 200),
     width=st.integers(1, 20),
     num_shards=st.integers(1, 3),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cluster import index
-from cluster.index import NearestCentroid, automatic, exact_distances, make_backend, nearest, row_norm_bound
+from cluster.index import NearestCentroid, automatic, make_backend, nearest, row_norm_bound
 from data_shards.errors import UserError
 
-BACKENDS = ["numpy", "faiss", "torch"]
+BACKENDS = ["numpy", "faiss", "torch", *([] if index.library() is None else ["native"])]
 
 
 def slow(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -55,15 +55,6 @@ def test_labels_do_not_depend_on_the_block(backend: str) -> None:
     np.testing.assert_array_equal(whole, slow(rows, centroids))
 
 
-def test_a_distance_depends_on_its_own_pair_alone() -> None:
-    rng = np.random.default_rng(3)
-    for width in (1, 3, 8, 17, 128, 515):
-        rows, others = rng.standard_normal((2, 50, width)).astype(np.float32)
-        whole = exact_distances(rows, others)
-        for start, stop in ((0, 1), (3, 5), (49, 50), (10, 43)):
-            np.testing.assert_array_equal(exact_distances(rows[start:stop], others[start:stop]), whole[start:stop])
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_largest_allowed_values(backend: str) -> None:
     rows = np.array([[9e14, 0.0], [-9e14, 1.0], [0.0, 9e14]], dtype=np.float32)
@@ -86,11 +77,8 @@ def test_unknown_and_missing_backends_are_named() -> None:
         nearest(np.zeros(4, dtype=np.float32), np.zeros((1, 4), dtype=np.float32))
 
 
-@pytest.mark.parametrize(("has_numba", "large"), [(False, "numpy"), (True, "torch")])
-def test_many_rows_go_to_torch_where_what_follows_its_product_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, has_numba: bool, large: str
-) -> None:
+def test_the_compiled_pass_is_taken_where_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.telemetry.num_visible_gpus", lambda: 0)
-    monkeypatch.setattr(index, "compiled", lambda: object() if has_numba else None)
-    assert automatic(1000) == "numpy"
-    assert automatic(1 << 24) == large
+    for built, taken in ((object(), "native"), (None, "numpy")):
+        monkeypatch.setattr(index, "library", lambda built=built: built)
+        assert automatic() == taken
