@@ -1,4 +1,4 @@
-"""The one compiled part; everything else stands in setup.cfg. Without a compiler it is left out, and numpy does its work."""
+"""The one compiled part; everything else stands in setup.cfg. Without g++ it is left out, and numpy does its work."""
 
 from setuptools import Extension, setup
 
