@@ -248,7 +248,7 @@ class ClusterSection(Section):
     )
     index: Literal["auto", "native", "numpy", "faiss", "faiss-gpu", "torch"] = Field(
         "auto",
-        description="who finds the nearest centroid; auto: torch on GPUs, native (compiled) with AVX-512, numpy on others",
+        description="who finds the nearest centroid; auto: torch on GPUs, native (compiled) with AVX-512, else numpy",
     )
     features: Literal["penultimate", "embedding", "recycled"] = Field(
         "penultimate",
