@@ -2,7 +2,8 @@
 
     controller          plans, decisions and the journal; restarted actors rebuild themselves from the journal
     kmeans              meets the ranks, drives the shards
-    shard-0..shard-M-1  hold the embeddings, one block of the object store at a time, zero-copy
+    shard-0..shard-M-1  hold the embeddings, one block of the object store at a time, zero-copy;
+                        none where the ranks keep their rows (`cluster.peers`)
 
 Whatever is killed is started again by Ray and told again: shards by the coordinator (every question may be repeated,
 see `cluster.shard`), the coordinator by the ranks, the controller by rank 0. A shard that does not come back is left
@@ -27,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.calls import POLL_S, call, namespace_of, translated
 from cluster.controller import ControllerConfig, ControllerCore
 from cluster.errors import ClusterTimeout, RunTaken, StaleMessage
+from cluster.exchange import Exchange
 from cluster.hung import place_of
 from cluster.journal import Journal
 from cluster.kmeans import KMeans, KMeansShard
@@ -86,7 +88,7 @@ class CoordinatorActor:
 
     def __init__(self, namespace: str, options: ActorOptions) -> None:
         _settle_in("kmeans", options)
-        self._options, self._meeting = options, Meeting()
+        self._options, self._meeting, self._exchange = options, Meeting(), Exchange()
         self._shards = [ray.get_actor(f"shard-{i}", namespace) for i in range(options.num_shards)]
         self._lost: set[Any] = set()
 
@@ -117,6 +119,14 @@ class CoordinatorActor:
 
         result: dict[str, Any] = self._meeting.join(key, rank, world_size, terms, stored, timeout_s, work)
         return result
+
+    def turn(self, *arguments: Any) -> tuple[bool, list[Any]]:
+        """See `Exchange.turn`."""
+        return self._exchange.turn(*arguments)
+
+    def leave(self, *arguments: Any) -> None:
+        """See `Exchange.leave`."""
+        self._exchange.leave(*arguments)
 
     def _work(self, key: Key, terms: dict[str, int], blocks: list[Stored], deadline: float) -> dict[str, Any]:
         # A shard that was lost is waited for only when Ray has started it again since.

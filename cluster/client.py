@@ -1,10 +1,12 @@
 """One rank's client of the run's actors.
 
-Ranks put their blocks into the object store while they embed, and offer the references.
+Ranks put their blocks into the object store while they embed, and offer the references; or keep them in a shard of
+their own, and tell each other sums.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,10 +14,13 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from cluster.calls import PATIENCE_S, call, finder, namespace_of, store_full
+from cluster.errors import ClusterTimeout
 from cluster.growth import Change, change_from_json
-from cluster.kmeans import KMeansResult
+from cluster.kmeans import KMeansResult, KMeansShard
 from cluster.local import NUM_RESERVES, Block, joined
+from cluster.peers import fit
 from cluster.plan import EpochPlan
+from cluster.remote_shards import ActorOptions
 
 
 class RayCluster:
@@ -30,9 +35,12 @@ class RayCluster:
         timeout_s: float,
         num_reserves: int,
         patience_s: float,
+        beside: ActorOptions | None = None,
     ) -> None:
         self._namespace, self._rank, self._world_size = namespace_of(run_id), rank, world_size
         self._timeout_s, self._num_reserves, self._patience_s = timeout_s, num_reserves, patience_s
+        self._beside = beside
+        self._shard = KMeansShard(beside.backend, beside.num_threads) if beside is not None else None
         self._node = ray.get_runtime_context().get_node_id()
         if attempt is None:
             attempt = int(self._controller("latest_attempt")) + (1 if rank == 0 else 0)
@@ -63,6 +71,11 @@ class RayCluster:
 
     def begin(self, version: int, num_clusters: int, seed: int, blocks: Iterable[Block]) -> Callable[[], KMeansResult]:
         """Put the blocks as they come, to have the rows of all ranks clustered; see `ClusterClient`."""
+        if self._shard is not None:
+            self._shard.reset(version)
+            for ids, rows in joined(blocks):
+                self._shard.put(version, ids, rows)
+            return lambda: self._fit(version, num_clusters, seed)
         try:
             stored = [(ray.put((ids, rows)), len(ids), self._node) for ids, rows in joined(blocks)]
         except (ObjectStoreFullError, OutOfDiskError):
@@ -71,6 +84,27 @@ class RayCluster:
         # The coordinator gives up a little earlier: it can say which rank or shard is missing.
         arguments = ((self.attempt, version), self._rank, self._world_size, terms, stored, 0.9 * self._timeout_s)
         return lambda: KMeansResult.from_arrays(self._call("kmeans", "cluster", arguments, f"clustering {version}"))
+
+    def _fit(self, version: int, num_clusters: int, seed: int) -> KMeansResult:
+        """Cluster with the other ranks; every rank counts, and hears the sums of all."""
+        assert self._shard is not None and self._beside is not None
+        key, deadline = (self.attempt, version), time.monotonic() + self._timeout_s
+        terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
+
+        def turn(method: str, step: int, *arguments: Any) -> Any:
+            given: tuple[Any, ...] = (key, terms, step, *arguments)
+            if method == "turn":
+                given = (key, terms, step, self._rank, self._world_size, *arguments, 0.9 * self._timeout_s)
+            return self._call("kmeans", method, given, f"clustering {version}")
+
+        def check(stage: str) -> None:
+            if time.monotonic() > deadline:
+                raise ClusterTimeout(f"Clustering {version} did not finish in time; it was at {stage}.")
+
+        return fit(
+            *(self._shard, turn, version, num_clusters, seed),
+            *(self._num_reserves, self._beside.num_iterations, check),
+        )
 
     def close(self) -> None:
         """Nothing of this rank is left in the actors."""
@@ -90,11 +124,13 @@ def connect(
     timeout_s: float = 600.0,
     num_reserves: int = NUM_RESERVES,
     patience_s: float = PATIENCE_S,
+    beside: ActorOptions | None = None,
 ) -> RayCluster:
     """Return the client of a rank on an initialised Ray; rank 0 opens the attempt.
 
     `attempt` must be the same on all ranks and above every earlier one; None: rank 0 counts up, the others follow,
     which is only safe when they connect after rank 0. An actor that is silent for twice `patience_s` is killed and
-    started again. Raises ClusterTimeout when the actors do not answer in time.
+    started again. With `beside` every rank keeps its rows, in a shard of its own with these options; all ranks alike.
+    Raises ClusterTimeout when the actors do not answer in time.
     """
-    return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves, patience_s)
+    return RayCluster(run_id, rank, world_size, attempt, timeout_s, num_reserves, patience_s, beside)

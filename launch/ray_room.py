@@ -34,7 +34,9 @@ def actor_resources(config: RunConfig) -> dict[str, float]:
 
 def num_actors(config: RunConfig) -> int:
     """Return the number of k-means actors."""
-    return 0 if config.cluster.backend == "local" else config.cluster.num_shards or config.launch.nproc
+    if config.cluster.backend == "local" or config.cluster.placement == "ranks":
+        return 0
+    return config.cluster.num_shards or config.launch.nproc
 
 
 def _positive(num_cpus: float, num_gpus: float) -> dict[str, float]:

@@ -23,7 +23,8 @@ from trainer.checkpoint import CheckpointStore
 # What may differ between the stored and the given configuration when a run goes on: where and how fast, never what.
 FREE = (
     *("launch", "ray", "checkpoint", "train.engine", "train.precision", "train.verify_ranks_every", "data.num_workers"),
-    *("cluster.index", "cluster.num_shards", "cluster.num_cpus", "cluster.num_gpus", "cluster.timeout_s"),
+    *("cluster.index", "cluster.placement", "cluster.num_shards", "cluster.num_cpus", "cluster.num_gpus"),
+    "cluster.timeout_s",
 )
 LEAST_FREE_BYTES = 64 << 20
 

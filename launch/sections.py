@@ -250,6 +250,11 @@ class ClusterSection(Section):
         "auto",
         description="who finds the nearest centroid; auto: torch on GPUs, native (compiled) with AVX-512, else numpy",
     )
+    placement: Literal["actors", "ranks"] = Field(
+        "actors",
+        description="where rows are while they are clustered: in k-means actors, or beside the rank that embedded them,"
+        " so that sums travel only; with Ray",
+    )
     features: Literal["penultimate", "embedding", "recycled"] = Field(
         "penultimate",
         description="what is clustered: pooled features of the last level, in a pass over all images; the embedding;"

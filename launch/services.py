@@ -102,9 +102,21 @@ def _given_address(config: RunConfig) -> str | None:
 def _actors(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
     from cluster import actors
 
+    options = _actor_options(config, run, world_size)
+    journal = str((run / "journal.jsonl").resolve())
+    group = actors.start(run_id(config, run), journal, build.controller_config(config), world_size, options)
+    try:
+        yield
+    finally:
+        group.close()
+
+
+def _actor_options(config: RunConfig, run: Path, world_size: int) -> Any:
+    from cluster.remote_shards import ActorOptions
+
     settings = config.cluster
-    options = actors.ActorOptions(
-        num_shards=settings.num_shards or world_size,
+    return ActorOptions(
+        num_shards=0 if settings.placement == "ranks" else settings.num_shards or world_size,
         num_cpus=settings.num_cpus,
         num_gpus=settings.num_gpus,
         num_threads=config.launch.threads or 1,
@@ -112,12 +124,6 @@ def _actors(config: RunConfig, run: Path, world_size: int) -> Iterator[None]:
         num_iterations=settings.num_iterations,
         log_folder=str((run / "logs").resolve()),
     )
-    journal = str((run / "journal.jsonl").resolve())
-    group = actors.start(run_id(config, run), journal, build.controller_config(config), world_size, options)
-    try:
-        yield
-    finally:
-        group.close()
 
 
 def _assemble(config: RunConfig, run: Path, ends: ExitStack) -> str:
@@ -178,5 +184,6 @@ def connect(config: RunConfig, run: Path, attempt: int, ends: ExitStack) -> Any:
     address = os.environ[ADDRESS]
     session = ray_session.ensure_ray(address, node_ip=LOOPBACK if address.startswith(LOOPBACK) else node_ip)
     ends.callback(session.close)
-    timeout_s = settings.timeout_s
-    return client.connect(run_id(config, run), distributed.rank(), distributed.world_size(), attempt, timeout_s)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    beside = _actor_options(config, run, world_size) if settings.placement == "ranks" else None
+    return client.connect(run_id(config, run), rank, world_size, attempt, settings.timeout_s, beside=beside)

@@ -80,9 +80,13 @@ ATTEMPTS = iter(range(1, 1000))
 class Ranks:
     """Two ranks as threads of this process."""
 
-    def __init__(self, run_id: str = "faults", patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, run_id: str = "faults", patience_s: float = PATIENCE_S, beside: ActorOptions | None = None
+    ) -> None:
         attempt = next(ATTEMPTS)
-        self.clients = [connect(run_id, rank, 2, attempt, TIMEOUT_S, patience_s=patience_s) for rank in (0, 1)]
+        self.clients = [
+            connect(run_id, rank, 2, attempt, TIMEOUT_S, patience_s=patience_s, beside=beside) for rank in (0, 1)
+        ]
         self.version = next(VERSIONS)
         self.results: dict[int, KMeansResult | BaseException] = {}
         self._threads: list[threading.Thread] = []

@@ -85,6 +85,22 @@ def test_undisturbed_ranks_get_the_bytes_of_one_process(run: StartedActors, expe
         assert_same(result, expected)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_ranks_that_keep_their_rows_get_the_same_bytes(
+    run: StartedActors, expected: KMeansResult, killed: bool
+) -> None:
+    """Sums go through the coordinator, which may be killed on the way."""
+    ranks, victim = Ranks(beside=OPTIONS), run.pids()["kmeans"]
+    ranks.begin(0)
+    ranks.begin(1)
+    if killed:
+        time.sleep(0.1)
+        os.kill(victim, signal.SIGKILL)
+    for result in ranks.finish():
+        assert_same(result, expected)
+    assert (run.pids()["kmeans"] != victim) == killed
+
+
 @pytest.mark.parametrize(
     ("method", "occurrence"), [("summary", 1), ("seed", 5), ("assign", 6), ("labels", 1), ("reserves", 1)]
 )

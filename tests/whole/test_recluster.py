@@ -38,3 +38,6 @@ def test_ranks_and_a_stop_between_hand_over_and_use_change_nothing(digits: Path,
     assert train(digits, stopped, 2, "--stop-after-step", "20") == 75
     assert train(digits, stopped, 1, "--resume", "must") == 0
     assert content_hash(stopped) == content_hash(whole)
+    beside = tmp_path / "beside"  # each rank keeps its features, and sums go through a coordinator on Ray
+    assert train(digits, beside, 2, "cluster.backend=ray", "cluster.placement=ranks") == 0
+    assert content_hash(beside) == content_hash(whole)

@@ -1,0 +1,49 @@
+"""K-means beside the ranks: the bytes of one process, whenever the coordinator forgets what it was told."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.errors import ClusterTimeout
+from cluster.exchange import Exchange
+from cluster.kmeans import KMeansResult, KMeansShard, kmeans
+from cluster.peers import fit
+
+TERMS = {"k": 5}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("forgets", [None, 3, 11, 40])
+def test_ranks_get_the_bytes_of_one_process_whenever_the_coordinator_dies(num_ranks: int, forgets: int | None) -> None:
+    rows = np.random.default_rng(0).standard_normal((600, 9)).astype(np.float32)
+    expected = kmeans(rows, 5, 3)
+    lock, state = threading.Lock(), {"exchange": Exchange(), "calls": 0}
+
+    def rank_of(rank: int) -> KMeansResult:
+        def ask(method: str, step: int, *arguments: Any) -> Any:
+            while True:
+                with lock:
+                    state["calls"] += 1
+                    if state["calls"] == forgets:
+                        state["exchange"] = Exchange()  # those who wait in the old one find no answer there
+                    exchange = state["exchange"]
+                given = (rank, num_ranks, *arguments, 1.0) if method == "turn" else arguments
+                try:
+                    return getattr(exchange, method)((0, 0), TERMS, step, *given)
+                except ClusterTimeout:
+                    if exchange is state["exchange"]:
+                        raise
+
+        shard, mine = KMeansShard(), np.arange(rank, 600, num_ranks)
+        shard.put(0, mine, rows[mine])
+        return fit(shard, ask, 0, 5, 3, 0, 100, lambda stage: None)
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        for result in pool.map(rank_of, range(num_ranks)):
+            for name, value in expected.to_arrays().items():
+                np.testing.assert_array_equal(getattr(result, name), value)
