@@ -4,8 +4,8 @@
 
 ResNet-18 cut at stage 3, 64 px, batch 32, one epoch of 2,872 images and one validation of 719: the setting in which the
 released ADSL code was timed: 177 images/s on two quiet cores from JPEG files, 719 images evaluated in 1.7 s. Whole runs
-by the command line, on shards made of the JPEG files of $SUBSPACE_DATA/ham10000_part, else on random pixels; figures are
-read from metrics.jsonl.
+by the command line, on shards made of the JPEG files of $SUBSPACE_DATA/ham10000_part, else on random pixels; figures
+are read from metrics.jsonl.
 """
 
 from __future__ import annotations

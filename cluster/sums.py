@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from cluster.screen import Features, Labels
 
@@ -70,6 +69,8 @@ def add_chunk(sums: Sums, features: Features, old: Labels | None, new: Labels, s
 
     A sparse one-hot product was 3 to 14 times faster than sorting by label and np.add.reduceat.
     """
+    from scipy import sparse  # a third of a second, and the compiled pass does without
+
     integers = Scale(shift).integers(features)
     targets, signs = new, np.ones(len(new))
     if old is not None:
