@@ -84,10 +84,10 @@ class Reclustering:
         if not overlaps:
             self.adopt()
 
-    def note(self, rows: np.ndarray) -> None:
-        """Keep the features of the step that was taken on a global batch (B,), where they are asked for."""
+    def note(self, rows: Callable[[], np.ndarray]) -> None:
+        """Keep the features of the step that was taken on this rank's rows (n,), where they are asked for."""
         if self.recycled is not None:
-            self.recycled.note(self.state.epoch, rows, self.engine.counts, self.engine.features)
+            self.recycled.note(self.state.epoch, rows(), self.engine.counts, self.engine.features)
 
     def adopt(self) -> None:
         """Use the clusters that were begun before, if there are any; all ranks together."""
