@@ -156,7 +156,7 @@ def contingency(current: Assignment, previous: Assignment) -> Counts:
     for other, table in current._tables:
         if other() is previous:
             return table[1:, 1:]
-    table = _by_both(current.labels, current.num_subspaces, previous)
+    table = _by_both(current.labels, current.num_subspaces, previous.labels, previous.num_subspaces)
     current._tables.append((weakref.ref(previous), table))
     return table[1:, 1:]
 
@@ -176,13 +176,17 @@ def from_clusters(
     class_labels: npt.NDArray[np.integer] | None = None,
     rule: RepairRule | None = None,
     new_tail: int | None = None,
+    total: Counts | None = None,
 ) -> Assignment:
-    """Turn a k-means over rows 0..num_rows-1 into the assignment of its version: aligned, then repaired."""
+    """Turn a k-means over rows 0..num_rows-1 into the assignment of its version: aligned, then repaired.
+
+    `total` is the sum of `overlap` over all rows, where ranks have shared it out.
+    """
     labels, num_ids = _spread(result.row_ids, result.labels, num_rows), max(num_subspaces, result.num_clusters)
     _check(labels, result.num_clusters)
     mapping, table = np.arange(result.num_clusters), None
     if previous is not None:
-        table = _by_both(labels, result.num_clusters, previous)
+        table = overlap(result, num_rows, previous, slice(None)) if total is None else total
         mapping = _matching(table[1:, 1:], num_ids, new_tail)
     aligned = _renumbered(labels, mapping, result.version, num_ids)
     del labels
@@ -196,6 +200,15 @@ def from_clusters(
     reserves = np.full((num_ids, result.reserves.shape[1]), -1, dtype=np.int64)
     centroids[mapping], reserves[mapping] = result.centroids, result.reserves
     return aligned.repaired(rule, class_labels, centroids, reserves)
+
+
+def overlap(result: KMeansResult, num_rows: int, previous: Assignment, rows: slice) -> Counts:
+    """Return (K + 1, K_previous + 1) how many of some rows have each pair of labels; those left out come first."""
+    labels = _spread(result.row_ids, result.labels, num_rows)
+    if len(labels) != len(previous.labels):
+        raise UserError(f"Assignments of {len(labels)} and {len(previous.labels)} rows cannot be compared.")
+    _check(labels[rows], result.num_clusters)
+    return _by_both(labels[rows], result.num_clusters, previous.labels[rows], previous.num_subspaces)
 
 
 def _kind(num_rows: int, num_subspaces: int) -> np.dtype[Any]:
@@ -229,18 +242,16 @@ def _spread(row_ids: npt.NDArray[np.int64], labels: Labels, num_rows: int) -> La
     return out
 
 
-def _by_both(labels: Labels, num_subspaces: int, previous: Assignment) -> Counts:
+def _by_both(labels: Labels, num_subspaces: int, previous: Labels, num_previous: int) -> Counts:
     """Return (K + 1, K_previous + 1) counts of rows by both labels; those left out come first."""
-    if len(labels) != len(previous.labels):
-        raise UserError(f"Assignments of {len(labels)} and {len(previous.labels)} rows cannot be compared.")
-    width = previous.num_subspaces + 1
+    width = num_previous + 1
     cells = np.zeros((num_subspaces + 1) * width, dtype=np.int64)
     kind = np.min_scalar_type(len(cells) - 1)
     for chunk in _chunks(len(labels)):
         rows = labels[chunk].astype(kind)  # -1 becomes the largest number, and 0 when 1 is added
         rows += 1
         rows *= width
-        rows += previous.labels[chunk].astype(kind)
+        rows += previous[chunk].astype(kind)
         rows += 1
         cells += np.bincount(rows, minlength=len(cells))
     return cells.reshape(-1, width)

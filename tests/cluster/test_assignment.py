@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
 from cluster import assignment as assignment_module
-from cluster.assignment import Assignment, RepairRule, contingency, from_clusters
+from cluster.assignment import Assignment, RepairRule, contingency, from_clusters, overlap
 from cluster.kmeans import kmeans
 from data_shards.errors import UserError
 
@@ -212,7 +212,11 @@ def test_what_is_told_of_clusters_is_that_of_their_labels(rows: int, min_size: i
     ids = np.sort(rng.permutation(60)[:rows])
     result = replace(result, row_ids=ids)
     previous = Assignment(rng.integers(-1, 4, 60), 0, 4)
-    found = from_clusters(result, 60, 7, previous, rng.integers(0, 3, 60), RepairRule(min_size, 2))
+    classes = rng.integers(0, 3, 60)
+    found = from_clusters(result, 60, 7, previous, classes, RepairRule(min_size, 2))
+    shared = sum(overlap(result, 60, previous, slice(start, start + 20)) for start in (0, 20, 40))
+    again = from_clusters(result, 60, 7, previous, classes, RepairRule(min_size, 2), total=shared)
+    assert again == found
     assert set(np.flatnonzero(found.labels >= 0)) == set(ids)
     fresh = Assignment(found.labels, 1, 7)
     np.testing.assert_array_equal(contingency(found, previous), contingency(fresh, previous))
