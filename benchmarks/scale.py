@@ -4,10 +4,13 @@
 
 1e4 to 1e8 sample ids (`MOST_IDS` of the environment: fewer), 1,000 classes, 8 subspaces, global batches of 16,384 with
 4 rows per class, 512 ranks. Each size runs in a process of its own: memory is the peak beside the labels and what
-Python and its libraries take. What an epoch does on every rank: the clusters become an assignment (aligned to the one
-before, repaired, hashed), rows are grouped by subspace and class, and for every step the rank's own rows and the labels
-of the global batch are computed. Between two clusterings only the last of it is done ("again"). Fetching images,
-k-means and training are not in it. Steps are timed on the first 256.
+Python and its libraries take.
+
+Once per process rows are sorted by class ("once", with the import of what aligns clusters). What an epoch does on every
+rank: it counts its share of the rows by old and new clusters, whose sums over ranks are given; the clusters become an
+assignment (aligned to the one before, repaired, hashed, counted for an event), the order is made, and for every step
+the rank's own rows and the labels of the global batch are computed. Between two clusterings only order and steps are
+done ("again"). Fetching images, k-means and training are not in it.
 
 An epoch of N images takes N / (10,000 x 64) seconds at 10,000 images/s on each of 64 nodes, which the share is of.
 """
@@ -24,22 +27,23 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.assignment import RepairRule, from_clusters
+from cluster.assignment import RepairRule, from_clusters, overlap
 from cluster.kmeans import KMeansResult
 from data_shards.errors import UserError
+from data_shards.long_grouping import by_class
 from data_shards.order import LONG, BatchRule, batches
-from data_shards.samplers import blocks, parts, shares
+from data_shards.samplers import blocks, labels_of, parts, shares
 
 SIZES = [n for n in (10**4, 10**5, 10**6, 10**7, 10**8) if n <= float(os.environ.get("MOST_IDS", "1e8"))]
 CLASSES, SUBSPACES, RANKS, NODES, IMAGES_PER_S = 1000, 8, 512, 64, 10_000
 RULE = BatchRule(16_384, 4)
-SAMPLED = 256
-CLUSTERED = ("assignment", "hash", "order", "parts", "steps", "blocks")
+CLUSTERED = ("overlap", "assignment", "hash", "event", "order", "parts", "steps", "blocks")
 
 
 def memory_mb(field: str) -> float:
@@ -77,28 +81,34 @@ def measure(num: int) -> None:
     labels = numbers(num, min(CLASSES, num // 8), 0)
     before = from_clusters(clustered(labels, 1), num, SUBSPACES)
     clusters = clustered(labels, 2)
+    total = overlap(clusters, num, before, slice(None))  # which ranks add up
     Path("/proc/self/clear_refs").write_text("5")
     resident = memory_mb("VmRSS")
-    work = partial(from_clusters, clusters, num, SUBSPACES, before, labels, RepairRule())
+    timed("once", lambda: (by_class(labels), import_module("scipy.optimize")))
+    sorted_mb = memory_mb("VmHWM") - resident
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = memory_mb("VmRSS")
+    own = shares(num, 3, RANKS)
+    timed("overlap", partial(overlap, clusters, num, before, slice(own.start, own.stop)))
+    work = partial(from_clusters, clusters, num, SUBSPACES, before, labels, RepairRule(), None, total)
     assignment = timed("assignment", work)
+    timed("event", lambda: (assignment.counts, assignment.nmi_to(before)))
     timed("hash", lambda: assignment.hash)
     peak_of_assignment = memory_mb("VmHWM") - resident
-    del clusters, before, work
+    del clusters, work
     Path("/proc/self/clear_refs").write_text("5")
     resident = memory_mb("VmRSS")
     order = timed("order", lambda: batches(0, 1, assignment.labels, labels, SUBSPACES, RULE))
     cut = timed("parts", lambda: parts(order))
     width = RULE.batch_size // RANKS
     own = [slice(width * 3, width * 4)]
-    sampled = range(min(SAMPLED, len(order)))
 
     def steps() -> None:
-        for step in sampled:
+        for step in range(len(order)):
             cut.part(step, own)
-            order.labels(step) if hasattr(order, "labels") else labels[order[step][1]]
+            labels_of(order, step, labels)
 
     timed("steps", steps)
-    seconds["steps"] *= len(order) / len(sampled)
     timed("order_again", lambda: batches(0, 2, assignment.labels, labels, SUBSPACES, RULE))
     share = timed("blocks", lambda: shares(len(blocks(num, 64)), 3, RANKS))
     digest = hashlib.sha256()
@@ -112,6 +122,7 @@ def measure(num: int) -> None:
         "total_s": round(sum(seconds[name] for name in CLUSTERED), 4),
         "again_s": round(seconds["order_again"] + seconds["steps"], 4),
         "epoch_s": num / (IMAGES_PER_S * NODES),
+        "sorted_mb": round(sorted_mb, 1),
         "assignment_mb": round(peak_of_assignment, 1),
         "order_mb": round(memory_mb("VmHWM") - resident, 1),
         "labels_mb": round(labels.nbytes / 2**20, 1),
@@ -140,7 +151,7 @@ def main() -> None:
     slopes = {}
     if len(large) > 1:
         steps = np.log([each["num"] for each in large])
-        for name in ("total_s", "order_mb", "assignment_mb"):
+        for name in ("total_s", "again_s", "sorted_mb", "assignment_mb"):
             slopes[name] = round(float(np.polyfit(steps, np.log([each[name] for each in large]), 1)[0]), 2)
     setting = {"classes": CLASSES, "subspaces": SUBSPACES, "ranks": RANKS, "nodes": NODES, "batch": RULE.batch_size}
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else None

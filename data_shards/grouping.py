@@ -1,23 +1,29 @@
-"""The rows of every class in every subspace, as one array: a counting sort, a few million rows at a time.
+"""The rows of every class in every subspace, as one array: a counting sort, a few thousand rows at a time.
 
-Sorting 1e8 labels takes minutes and gigabytes, and every rank does it after every clustering. Here a row is looked at
-three times, and what is kept are 4 bytes of it (8 from 2^31 rows on).
+A row is looked at three times, and what is kept are 4 bytes of it (8 from 2^31 rows on). Of very many rows nothing is
+listed, see `long_grouping`.
 
 Legend: S rows, K subspaces, C classes, G classes of a subspace that are used.
 """
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]]
-_last: list[tuple[Any, Any, int, Any]] = []
 _CHUNK = 2**16  # its numbers stay in the cache
+
+
+class Listing(Protocol):
+    """Rows in an order of their own: an array, or what finds them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Grouping:
     """members: rows by subspace, then by class, ascending. bounds: (K, C + 1) where the classes of a subspace begin in
     it, and where the last one ends. classes: (C,) the labels."""
 
-    members: Ints
+    members: Listing
     bounds: npt.NDArray[np.int64]
     classes: Ints
 
@@ -36,7 +42,7 @@ class Pool:
     labels; rows of each in a batch, if it is there; classes in a batch; their weights; all rows."""
 
     subspace: int
-    members: Ints
+    members: Listing
     starts: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     classes: Ints
@@ -68,22 +74,6 @@ def label_counts(labels: Ints) -> tuple[Ints, npt.NDArray[np.int64]]:
         counts += np.bincount(labels[start : start + _CHUNK] - least, minlength=len(counts))
     present = np.flatnonzero(counts)
     return (present + least).astype(labels.dtype), counts[present]
-
-
-def grouped_again(assignment: Ints | None, labels: Ints, num_subspaces: int) -> Grouping:
-    """Return `grouped`, what it was before if it is asked for the same arrays: clusters serve several epochs.
-
-    An assignment must be read-only, and nobody may change the labels.
-    """
-    if assignment is not None and assignment.flags.writeable:
-        return grouped(assignment, labels, num_subspaces)
-    for old, seen, number, found in _last:
-        if (None if old is None else old()) is assignment and seen() is labels and number == num_subspaces:
-            return found
-    _last.clear()
-    found = grouped(assignment, labels, num_subspaces)
-    _last.append((None if assignment is None else weakref.ref(assignment), weakref.ref(labels), num_subspaces, found))
-    return found
 
 
 def numbered(classes: Ints, labels: Ints) -> Ints:

@@ -29,16 +29,24 @@ Ints = npt.NDArray[np.integer[Any]]
 Rows = npt.NDArray[np.int64]
 Batch = tuple[int | None, Rows]
 _LAP_BITS = 32  # of the key of a class's lap
-_AHEAD = 2**12  # rows that are made together
+_AHEAD = 2**15  # rows that are made together
 
 
 class LongOrder(Sequence[Batch]):
     """A sequence of (k, (B,) rows), like the list of `order.batches`; a slice of it is one, too, and costs nothing."""
 
     def __init__(
-        self, seed: int, epoch: int, batch_size: int, schedule: Ints, pools: Sequence[Pool], weighted: bool
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        schedule: Ints,
+        pools: Sequence[Pool],
+        weighted: bool,
+        given: Ints | None = None,
     ) -> None:
-        """Take the subspace of every step; `weighted`: classes are drawn for each batch, by their shares."""
+        """Take the subspace of every step; `weighted`: classes are drawn for each batch, by their shares; `given`: the
+        labels (S,), unless the classes of the pools are those."""
         self._seed, self._epoch, self._weighted = seed, epoch, weighted
         self._schedule, self._steps, self._numbers = schedule, range(len(schedule)), _numbers(schedule)
         self._pools = {pool.subspace: pool for pool in pools}
@@ -47,6 +55,7 @@ class LongOrder(Sequence[Batch]):
         self._slots = {pool.subspace: _slots(pool, mixed) for pool in pools}
         begins = keyed.fold(keyed.key(seed, "order/begin", epoch), np.arange(len(schedule)))
         self._begins = (begins % np.uint64(batch_size)).astype(np.int64)
+        self._given = given
         self._places = np.arange(batch_size)
         self._made: tuple[Any, Any] = (None, None)
 
@@ -84,7 +93,9 @@ class LongOrder(Sequence[Batch]):
         return int(self._schedule[step]), rows[step - first], laps[step - first]
 
     def labels(self, index: int) -> Ints:
-        """Return the labels (B,) of a batch; no row is looked up."""
+        """Return the labels (B,) of a batch; of batches by class no row is looked up."""
+        if self._given is not None:
+            return self._given[self[index][1]]
         step = self._steps[index]
         pool, begin = self._pools[int(self._schedule[step])], self._begins[step]
         slots = self._slots[pool.subspace][0][begin : begin + len(self._places)]

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from data_shards import keyed
 from data_shards.errors import UserError
-from data_shards.grouping import Grouping, Pool, grouped, grouped_again, label_counts
+from data_shards.grouping import Grouping, Pool, grouped, label_counts
+from data_shards.long_grouping import by_class, long_grouped
 from data_shards.long_order import LongOrder
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -73,7 +74,10 @@ class BatchRule:
 
 def check_labels(labels: Ints, rule: BatchRule) -> None:
     """Raise UserError if no epoch with these training labels (S,) could follow the rule."""
-    counts = label_counts(labels)[1]
+    _check_counts(label_counts(labels)[1], rule)
+
+
+def _check_counts(counts: npt.NDArray[np.int64], rule: BatchRule) -> None:
     if not len(counts):
         raise UserError("the training split is empty: add images to it")
     if not rule.samples_per_class:
@@ -96,21 +100,24 @@ def batches(
     labels: (S,) classes. Raises UserError if the labels cannot follow the rule (see `check_labels`).
     """
     labels = np.asarray(labels)
-    check_labels(labels, rule)
+    is_long = len(labels) >= LONG
+    is_found = is_long and rule.samples_per_class > 0  # the labels of plain batches take all rows: these are listed
+    _check_counts(by_class(labels).counts if is_found else label_counts(labels)[1], rule)
     if assignment is None or num_subspaces == 1:
         assignment, num_subspaces = None, max(num_subspaces, 1)
     elif len(assignment) != len(labels):
         raise UserError(f"the assignment has {len(assignment)} rows, the training split {len(labels)}: recluster")
     kinds = labels if rule.samples_per_class else np.zeros_like(labels)
-    groups = (grouped_again if len(labels) >= LONG else grouped)(assignment, kinds, num_subspaces)
+    groups = (long_grouped if is_found else grouped)(assignment, kinds, num_subspaces)
     pools = _pools(groups, rule)
     num_assigned = len(groups.members)
     if rule.schedule == "published":
         schedule = _published(pools, rule)
     else:
         schedule = _budget(seed, epoch, pools, rule.steps or max(1, round(num_assigned / rule.batch_size)), rule)
-    if len(labels) >= LONG:
-        return LongOrder(seed, epoch, rule.batch_size, schedule, pools, bool(rule.class_temperature))
+    if is_long:
+        given = None if rule.samples_per_class else labels
+        return LongOrder(seed, epoch, rule.batch_size, schedule, pools, bool(rule.class_temperature), given)
     counts = np.bincount(schedule, minlength=num_subspaces)
     drawn = {p.subspace: iter(_draw(seed, epoch, p, int(counts[p.subspace]))) for p in pools}
     return [(int(k), next(drawn[int(k)])) for k in schedule]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -115,3 +115,15 @@ class Listed:
 def parts(batches: Sequence[GlobalBatch]) -> Parts:
     """Return an order in the form that a rank asks for its part in; a long one computes nothing else."""
     return batches if isinstance(batches, LongOrder) else Listed(batches)
+
+
+def rows_of(batches: Sequence[GlobalBatch], index: int, start: int, stop: int) -> Rows:
+    """Return the rows start .. stop - 1 of a global batch; of a long order no other is computed."""
+    if isinstance(batches, LongOrder):
+        return batches.part(index, [slice(start, stop)])[1]
+    return batches[index][1][start:stop]
+
+
+def labels_of(batches: Sequence[GlobalBatch], index: int, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the labels (B,) of a global batch of rows with labels (S,); of a long order no row is computed."""
+    return batches.labels(index) if isinstance(batches, LongOrder) else labels[batches[index][1]]

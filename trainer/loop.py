@@ -11,7 +11,7 @@ Legend: B global batch, n rows of this rank, D embedding width, K subspaces, S t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from cluster.plan import EpochPlan
 from data_shards import order
 from data_shards.augment import AugmentConfig
 from data_shards.loader import Batch, train_loader
+from data_shards.order import GlobalBatch
 from data_shards.reader import SplitReader
-from data_shards.samplers import batch_slice
+from data_shards.samplers import batch_slice, labels_of, rows_of
 from trainer import distributed, evaluate
 from trainer.engines.base import Engine
 from trainer.heads.dropout import dropout_keep
@@ -162,11 +163,10 @@ class Loop:
         self.engine.model.train()
         watch = Stopwatch()
         began = time.monotonic()
-        for batch, (_, rows) in zip(watch.fetched(loader), batches[state.step_in_epoch :], strict=True):
+        steps = range(state.step_in_epoch, len(batches))
+        for batch, _ in zip(watch.fetched(loader), steps, strict=True):
             distributed.pat()
-            stop = self._step(
-                batch, rows, np.arange(*position), state.epoch + state.step_in_epoch / len(batches), began
-            )
+            stop = self._step(batch, batches, position, began)
             began = time.monotonic()
             if state.step % self.options.verify_ranks_every == 0:
                 self.keeper.check_replicas()
@@ -187,15 +187,16 @@ class Loop:
         limit = self.options.stop_after_step
         return self.should_stop() or (limit is not None and self.state.step + 1 >= limit)
 
-    def _step(self, batch: Batch, rows: np.ndarray, places: np.ndarray, progress: float, began: float) -> bool:
-        """Take a step; return whether a rank wishes to stop after it."""
-        state, options = self.state, self.options
-        factor = options.rates.factor(progress)
+    def _step(self, batch: Batch, batches: Sequence[GlobalBatch], position: tuple[int, int], began: float) -> bool:
+        """Take the next step of `batches`, of which this rank holds the rows of `position`; return whether a rank
+        wishes to stop after it."""
+        state, options, index = self.state, self.options, self.state.step_in_epoch
+        factor = options.rates.factor(state.epoch + index / len(batches))
         rate = set_rates(self.engine.optimiser, factor, state.frozen)
         device = self.engine.device
-        seen = self.objective.seen(batch.images, places, state.step)
+        seen = self.objective.seen(batch.images, np.arange(*position), state.step)
         images = seen.contiguous(memory_format=torch.channels_last)
-        labels = torch.from_numpy(self.train_split.labels[rows].astype(np.int64)).to(device)
+        labels = torch.from_numpy(labels_of(batches, index, self.train_split.labels).astype(np.int64)).to(device)
         targets = self.objective.targets(batch, labels)
         subspace = batch.subspace if state.phase == "subspace" else None
         vectors = self.engine.embed(images, self._dropout(batch))
@@ -212,13 +213,13 @@ class Loop:
         state.step += 1
         state.step_in_epoch += 1
         if fault is not None:
-            self._non_finite(fault, rows)
+            self._non_finite(fault, batches[index][1])
             return stop
-        self.reclustering.note(rows)
+        self.reclustering.note(lambda: rows_of(batches, index, *position))
         state.skipped_in_a_row = 0
         state.loss_sum += loss
         state.num_losses += 1
-        speed = len(rows) / max(time.monotonic() - began, 1e-9)
+        speed = len(labels) / max(time.monotonic() - began, 1e-9)
         line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "subspace": subspace, "loss": loss}
         if terms:
             line["terms"] = {name: float(term.detach()) for name, term in terms.items()}

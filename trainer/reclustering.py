@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.assignment import Assignment, RepairRule, from_clusters, parents
+from cluster.assignment import Assignment, RepairRule, from_clusters, overlap, parents
 from cluster.index import MAX_MAGNITUDE
 from cluster.kmeans import KMeansResult
 from cluster.local import ClusterClient
 from cluster.plan import EpochPlan
 from data_shards.reader import SplitReader
-from data_shards.samplers import blocks
+from data_shards.samplers import blocks, shares
 from trainer import distributed, evaluate
 from trainer.engines.base import Engine
 from trainer.nonfinite import NonFinite, diverged
@@ -84,10 +84,10 @@ class Reclustering:
         if not overlaps:
             self.adopt()
 
-    def note(self, rows: np.ndarray) -> None:
-        """Keep the features of the step that was taken on a global batch (B,), where they are asked for."""
+    def note(self, rows: Callable[[], np.ndarray]) -> None:
+        """Keep the features of the step that was taken on this rank's rows (n,), where they are asked for."""
         if self.recycled is not None:
-            self.recycled.note(self.state.epoch, rows, self.engine.counts, self.engine.features)
+            self.recycled.note(self.state.epoch, rows(), self.engine.counts, self.engine.features)
 
     def adopt(self) -> None:
         """Use the clusters that were begun before, if there are any; all ranks together."""
@@ -125,7 +125,8 @@ class Reclustering:
         with distributed.stage("clustering", at_most_s=self.timeout_s):
             result = work()
         before, labels = self.state.assignment, self.train_split.labels
-        now = from_clusters(result, len(labels), plan.num_subspaces, before, labels, self.rule)
+        total = None if before is None else _total_overlap(result, len(labels), before)
+        now = from_clusters(result, len(labels), plan.num_subspaces, before, labels, self.rule, total=total)
         seconds += time.monotonic() - began  # that training did not go on
         self._upcoming = now, {"iterations": int(result.iterations), "seconds": round(seconds, 3)}
 
@@ -172,6 +173,15 @@ class Reclustering:
             raise NonFinite(diverged(f"the features of image {int(rows[0])} or later ones", self.state.step))
         found: np.ndarray = features.cpu().numpy()
         return found
+
+
+def _total_overlap(result: KMeansResult, num_rows: int, before: Assignment) -> np.ndarray:
+    """Return how many rows have each pair of labels; every rank counts its share of them."""
+    own = shares(num_rows, distributed.rank(), distributed.world_size())
+    counts = torch.from_numpy(overlap(result, num_rows, before, slice(own.start, own.stop)))
+    with distributed.stage("counts of old and new clusters"):
+        found: np.ndarray = distributed.gather_rows(counts[None].to(distributed.device())).sum(dim=0).cpu().numpy()
+    return found
 
 
 def _beside(work: Callable[[], KMeansResult]) -> Callable[[], KMeansResult]:

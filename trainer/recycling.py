@@ -1,9 +1,9 @@
 """Features that training computes anyway, kept for the next clustering: no forward pass of their own.
 
 A row's features are those of its last visit, with the weights and the view of that moment. They count for `max_age`
-epochs; a row without is embedded when it is needed. All ranks know the global order, so each knows without a word which
-rows it saw last: a visit belongs to the rank that held its place in the batch. Unit features in half precision keep
-three digits, more than bf16 computes, in half the memory.
+epochs; a row without is embedded when it is needed. A visit belongs to the rank that held its place in the batch; which
+rank saw a row last, all learn when features are asked for, by telling each other the rows that they saw. Unit features
+in half precision keep three digits, more than bf16 computes, in half the memory.
 
 Legend: S training rows, B global batch, n rows of it on this rank, F feature width, M rows whose last visit was here.
 """
@@ -46,7 +46,7 @@ class Recycled:
         self._visits: list[tuple[int, Rows, Sequence[int], Tensor]] = []
 
     def note(self, epoch: int, rows: Rows, counts: Sequence[int], features: Tensor) -> None:
-        """Keep the features (n, F) of this rank's part of a batch `rows` (B,), of which rank r held counts[r] rows.
+        """Keep the features (n, F) of this rank's rows (n,) of a batch, of which rank r held counts[r] rows.
 
         Never waits for the device.
         """
@@ -93,9 +93,13 @@ class Recycled:
         """Bring noted visits down to the last one of every row."""
         if not self._visits:
             return
-        rows = np.concatenate([each for _, each, _, _ in self._visits])
-        epochs = np.concatenate([np.full(len(each), epoch) for epoch, each, _, _ in self._visits])
-        holders = np.concatenate([np.repeat(np.arange(len(counts)), counts) for _, _, counts, _ in self._visits])
+        epochs = np.concatenate([np.full(sum(counts), epoch) for epoch, _, counts, _ in self._visits])
+        ranks = np.arange(distributed.world_size(), dtype=np.uint16)  # which numpy sorts by counting
+        holders = np.concatenate([np.repeat(ranks, counts) for _, _, counts, _ in self._visits])
+        with distributed.stage("gather of the rows that were seen"):
+            seen = distributed.gather_arrays(np.concatenate([each for _, each, _, _ in self._visits]))
+        rows = np.empty(len(holders), dtype=np.int64)
+        rows[np.argsort(holders, kind="stable")] = np.concatenate(seen)  # each rank's, batch after batch
         last = np.full(len(self._seen), -1, dtype=np.int64)
         last[rows] = np.arange(len(rows))  # of a row that comes up again, the last visit stays
         visited = np.flatnonzero(last >= 0)

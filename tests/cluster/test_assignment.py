@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from cluster.assignment import Assignment, RepairRule, contingency, from_clusters
+from cluster import assignment as assignment_module
+from cluster.assignment import Assignment, RepairRule, contingency, from_clusters, overlap
 from cluster.kmeans import kmeans
 from data_shards.errors import UserError
 
@@ -101,6 +103,23 @@ def test_hash_tells_labels_version_and_number() -> None:
         one.labels[0] = 1
 
 
+@pytest.mark.parametrize(("num_subspaces", "kind"), [(2, np.int8), (128, np.int32)])
+def test_labels_of_many_rows_are_narrow_and_mean_the_same(
+    num_subspaces: int, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    wide = [Assignment(rng.integers(-1, num_subspaces, 300), version, num_subspaces) for version in range(2)]
+    monkeypatch.setattr(assignment_module, "LONG", 300)
+    narrow = [Assignment(each.labels, each.version, num_subspaces) for each in wide]
+    assert {each.labels.dtype for each in narrow} == {np.dtype(kind)}
+    np.testing.assert_array_equal(narrow[1].labels, wide[1].labels)
+    np.testing.assert_array_equal(narrow[1].counts, wide[1].counts)
+    np.testing.assert_array_equal(contingency(narrow[1], wide[0]), contingency(wide[1], wide[0]))
+    np.testing.assert_array_equal(narrow[1].aligned_to(narrow[0]).labels, wide[1].aligned_to(wide[0]).labels)
+    with pytest.raises(UserError, match="found others"):
+        Assignment(np.full(300, 256 + num_subspaces - 1), 0, num_subspaces)  # which int8 would wrap
+
+
 def test_labels_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match=r"-1\.\.1"):
         Assignment([0, 2], 0, 2)
@@ -183,6 +202,26 @@ def test_repair_leaves_only_trainable_or_empty_clusters(
         sound = after.counts[k] >= 5 and classes_with_two(after.labels, classes, k) >= 2
         assert sound or len(filled) == 1
     assert len(features) == num_rows
+
+
+@pytest.mark.parametrize("rows", [60, 50])
+@pytest.mark.parametrize("min_size", [2, 12])
+def test_what_is_told_of_clusters_is_that_of_their_labels(rows: int, min_size: int) -> None:
+    rng = np.random.default_rng(1)
+    result = kmeans(rng.standard_normal((rows, 2)).astype(np.float32), 6, 0)
+    ids = np.sort(rng.permutation(60)[:rows])
+    result = replace(result, row_ids=ids)
+    previous = Assignment(rng.integers(-1, 4, 60), 0, 4)
+    classes = rng.integers(0, 3, 60)
+    found = from_clusters(result, 60, 7, previous, classes, RepairRule(min_size, 2))
+    shared = sum(overlap(result, 60, previous, slice(start, start + 20)) for start in (0, 20, 40))
+    again = from_clusters(result, 60, 7, previous, classes, RepairRule(min_size, 2), total=shared)
+    assert again == found
+    assert set(np.flatnonzero(found.labels >= 0)) == set(ids)
+    fresh = Assignment(found.labels, 1, 7)
+    np.testing.assert_array_equal(contingency(found, previous), contingency(fresh, previous))
+    np.testing.assert_array_equal(found.counts, np.bincount(found.labels[ids], minlength=7))
+    assert found.nmi_to(previous) == fresh.nmi_to(previous)
 
 
 def test_from_clusters_aligns_before_it_repairs() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_shards import grouping
-from data_shards.grouping import grouped, grouped_again, label_counts
+from data_shards.grouping import grouped, label_counts
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "many", "one"])
@@ -38,13 +38,3 @@ def test_labels_are_counted() -> None:
         expected = np.unique(labels, return_counts=True)
         assert found.tolist() == expected[0].tolist()
         assert counts.tolist() == expected[1].tolist()
-
-
-def test_the_same_arrays_are_grouped_once() -> None:
-    labels, assignment = np.arange(20) % 3, np.zeros(20, np.int32)
-    assert grouped_again(assignment, labels, 1) is not grouped_again(assignment, labels, 1)
-    assignment.flags.writeable = False
-    first = grouped_again(assignment, labels, 1)
-    assert grouped_again(assignment, labels, 1) is first
-    assert grouped_again(assignment, labels.copy(), 1) is not first
-    assert grouped_again(None, labels, 1) is grouped_again(None, labels, 1)

@@ -112,3 +112,12 @@ def test_ranks_of_a_loader_rebuild_the_whole() -> None:
         assert torch.equal(torch.cat([half[index].images for half in halves]), batch.images)
     later = list(train_loader(reader, long, config, 0, 1, start_step=3, num_workers=1))
     assert all(torch.equal(a.images, b.images) for a, b in zip(later, whole[3:], strict=True))
+
+
+@pytest.mark.parametrize("samples_per_class", [0, 4])
+def test_labels_are_those_of_the_rows(samples_per_class: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 90)
+    found = batches(0, 0, np.arange(90, dtype=np.int8) % 2, labels, 2, BatchRule(8, samples_per_class))
+    assert isinstance(found, LongOrder)
+    for index, (_, rows) in enumerate(found):
+        assert np.array_equal(found.labels(index), labels[rows])

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_shards import order
 from data_shards.errors import UserError
 from data_shards.order import BatchRule, batches
-from data_shards.samplers import batch_slice, blocks, shares, visits
+from data_shards.samplers import batch_slice, blocks, labels_of, rows_of, shares, visits
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -45,6 +46,18 @@ def test_slices_of_any_world_size_rebuild_the_global_batch(world: int) -> None:
     for _, rows in batches(0, 0, None, labels, 1, BatchRule(24, 4)):
         cuts = [batch_slice(24, 6, rank, world) for rank in range(world)]
         assert np.array_equal(np.concatenate([rows[start:stop] for start, stop in cuts]), rows)
+
+
+@pytest.mark.parametrize("long", [0, 2**22])
+def test_rows_and_labels_of_a_batch_are_the_same_in_short_and_long_orders(
+    long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "LONG", long)
+    labels = np.arange(200) % 5
+    found = batches(0, 0, None, labels, 1, BatchRule(24, 4))
+    for index, (_, rows) in enumerate(found):
+        assert np.array_equal(rows_of(found, index, 6, 18), rows[6:18])
+        assert np.array_equal(labels_of(found, index, labels), labels[rows])
 
 
 def test_a_batch_that_does_not_divide_is_a_user_error() -> None:

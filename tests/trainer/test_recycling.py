@@ -40,7 +40,8 @@ def train(kept: Recycled, epochs: range, ask: bool = False) -> None:
     for epoch in epochs:
         for step in range(STEPS):
             rows, features = batch(epoch, step)
-            kept.note(epoch, rows, [b - a for a, b in slices], torch.from_numpy(features[start:stop]))
+            own = torch.from_numpy(features[start:stop])
+            kept.note(epoch, rows[start:stop], [b - a for a, b in slices], own)
             if ask:
                 kept.tensors()  # a checkpoint in the middle of an epoch
 
