@@ -1,9 +1,12 @@
 """The pixel side of augmentation: a uint8 batch and its drawn `Parameters` in, a normalised float batch out; torch.
 
-Without a warp, flips and quarter turns only move uint8 pixels, exactly. With one, flips, turns, rotation, zoom, shear
-and shift are a single bilinear grid_sample, so an image is interpolated once. Brightness, contrast, saturation and hue
-are together one affine map of the colours per image, followed by one clamp (torchvision clamps after each of them);
-the contrast pivot is the mean luma of the stored image.
+Without a warp, flips and quarter turns only move uint8 pixels, exactly. With one, crop, flips, turns, rotation, zoom,
+shear and shift are a single bilinear interpolation, so an image is interpolated once: by `stretch` where rows stay rows
+or become columns, else by grid_sample. Brightness, contrast, saturation and hue are together one affine map of the
+colours per image, followed by one clamp (torchvision clamps after each of them); the contrast pivot is the mean luma of
+the stored image.
+
+A CPU makes a few images at a time, so that what lies between pixels and images stays in its cache.
 
 An image gives the same bits alone and in any batch: everything is elementwise or per image, sums run over integers,
 and multiply and add stay separate operations (fused ones may round differently in the tail of a vector loop). So no
@@ -14,6 +17,9 @@ Legend: B images, C channels, S x S pixels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,8 +28,11 @@ from torch.nn import functional
 
 from data_shards.augment import AugmentConfig, Floats, Parameters
 from data_shards.errors import UserError
+from data_shards.stretch import ordered, planes
 
+Affine = tuple[Floats, Floats]  # scale and offset of every channel, (channels,)
 _LUMA = (0.299, 0.587, 0.114)
+_CELLS = 2**19  # numbers of images that a CPU makes together
 
 
 def apply(
@@ -34,32 +43,52 @@ def apply(
     warps: whether to resample along parameters.warp (then the images may have any H x W); None = if configured. out:
     where to put them.
     """
-    own = config.of_view
-    pivot = _luma(images) if own.contrast else None
+    own, affine = config.of_view, _normalisation(images, config)
     warps = config.warps if warps is None else warps
-    floats = _warped(images, parameters, config) if warps else _moved(images, parameters).float()
-    if own.recolours:
-        floats = _recoloured(floats, pivot, parameters.colour, mixes=own.mixes_colours)
-    floats = _normalised(floats, config, out)
-    return _erased(floats, parameters.erase) if own.erase else floats
+    out = _room(images, affine, config) if out is None else out
+    if warps and not own.recolours:
+        _warped(images, parameters.warp, config, affine, out)
+    else:
+        for part in _parts(out):
+            _mapped(_coloured(images[part], parameters[part], config, warps), affine, out[part])
+    return _erased(out, parameters.erase) if own.erase else out
 
 
 def normalise(images: Tensor, config: AugmentConfig, out: Tensor | None = None) -> Tensor:
     """Return (B, channels, S, S) float32, normalised and nothing else, from (B, C, S, S) uint8."""
-    return _normalised(images.float(), config, out)
+    affine = _normalisation(images, config)
+    out = _room(images, affine, config) if out is None else out
+    for part in _parts(out):
+        _mapped(ordered(images[part]).float(), affine, out[part])
+    return out
 
 
-def _normalised(floats: Tensor, config: AugmentConfig, out: Tensor | None) -> Tensor:
-    """Return (x / 255 - mean) / std per channel; gray images are repeated to `channels`."""
-    if floats.shape[1] not in (1, config.channels):
+def _room(images: Tensor, affine: Affine, config: AugmentConfig) -> Tensor:
+    """Return (B, channels of the map, S, S) of any values."""
+    return images.new_empty((len(images), len(affine[0]), config.size, config.size), dtype=torch.float32)
+
+
+def _parts(out: Tensor) -> Iterator[slice]:
+    """Yield the parts of a batch that are made together."""
+    step = max(1, _CELLS // math.prod(out.shape[1:]) if out.is_cpu else len(out))
+    return (slice(start, start + step) for start in range(0, len(out), step))
+
+
+def _normalisation(images: Tensor, config: AugmentConfig) -> Affine:
+    """Return what makes (x / 255 - mean) / std of every channel; raises UserError for images of other channels."""
+    if images.shape[1] not in (1, config.channels):
         raise UserError(
-            f"images have {floats.shape[1]} channels, augment.channels is {config.channels}: make them equal"
+            f"images have {images.shape[1]} channels, augment.channels is {config.channels}: make them equal"
         )
     mean, std = (np.resize(np.array(x), config.channels) for x in config.normalisation)
-    scale, offset = (_column(x[None], floats) for x in (1 / (255 * std), -mean / std))
-    if out is None and floats.shape[1] == config.channels:
-        out = floats
-    return torch.mul(floats, scale, out=out).add_(offset)
+    return 1 / (255 * std), -mean / std
+
+
+def _mapped(floats: Tensor, affine: Affine, out: Tensor) -> None:
+    """Write scale * floats + offset to out, one channel repeated to those of the map; may overwrite floats."""
+    scale, offset = (_column(each[None], floats) for each in affine)
+    scaled = floats.mul_(scale) if floats.shape[1] == scale.shape[1] else floats * scale
+    torch.add(scaled, offset, out=out)
 
 
 def _column(values: Floats, like: Tensor) -> Tensor:
@@ -82,10 +111,33 @@ def _moved(images: Tensor, parameters: Parameters) -> Tensor:
     return out
 
 
-def _warped(images: Tensor, parameters: Parameters, config: AugmentConfig) -> Tensor:
-    """Return (B, C, S, S) float32, resampled along parameters.warp."""
-    grid = sampling_grid(parameters.warp, config.size, images.device)
-    return functional.grid_sample(images.float(), grid, "bilinear", config.padding, align_corners=False)
+def _warped(images: Tensor, matrices: Floats, config: AugmentConfig, affine: Affine, out: Tensor) -> Tensor:
+    """Write the images (B, C, H, W), resampled along matrices (B, 3, 3) and mapped, to out (B, channels, S, S)."""
+    zero = (matrices == 0) & images.is_cpu
+    straight, turned = zero[:, 0, 1] & zero[:, 1, 0], zero[:, 0, 0] & zero[:, 1, 1]
+    slanted = ~(straight | turned)
+    if straight.all():
+        _stretched(images, matrices, config, affine, out)
+    elif turned.all():
+        _stretched(images.transpose(2, 3), matrices[:, [1, 0, 2]], config, affine, out)
+    elif slanted.all():
+        for part in _parts(out):
+            grid = sampling_grid(matrices[part], config.size, images.device)
+            floats = ordered(images[part]).float()
+            floats = functional.grid_sample(floats, grid, "bilinear", config.padding, align_corners=False)
+            _mapped(floats, affine, out[part])
+    else:
+        for kind in (straight, turned & ~straight, slanted):
+            rows = torch.from_numpy(np.flatnonzero(kind)).to(images.device)
+            out[rows] = _warped(images[rows], matrices[kind], config, affine, torch.empty_like(out[: len(rows)]))
+    return out
+
+
+def _stretched(images: Tensor, matrices: Floats, config: AugmentConfig, affine: Affine, out: Tensor) -> None:
+    """Do what `_warped` does, along matrices that keep rows rows: each plane is mapped while it is in the cache."""
+    scale, offset = affine
+    for part, channel, floats in planes(images, matrices, scale, config.size, config.padding):
+        torch.add(floats, float(offset[channel]), out=out[part, channel])
 
 
 def sampling_grid(matrices: Floats, size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -113,6 +165,18 @@ def colour_matrices(colour: Floats) -> Floats:
     turn = cos * np.eye(3) + (1 - cos) / 3 + sin * cross
     mixed = (turn[:, :, :, None] * saturate[:, None, :, :]).sum(axis=2)
     return np.asarray(gain[:, None, None] * mixed)
+
+
+def _coloured(images: Tensor, parameters: Parameters, config: AugmentConfig, warps: bool) -> Tensor:
+    """Return (B, C, S, S) float32 in 0..255, moved or resampled, and with changed colours if that is configured."""
+    own, images = config.of_view, images if warps else ordered(images)
+    pivot = _luma(images) if own.contrast else None
+    if warps:
+        same = np.ones(images.shape[1]), np.zeros(images.shape[1])
+        floats = _warped(images, parameters.warp, config, same, _room(images, same, config))
+    else:
+        floats = _moved(images, parameters).float()
+    return _recoloured(floats, pivot, parameters.colour, mixes=own.mixes_colours) if own.recolours else floats
 
 
 def _recoloured(floats: Tensor, pivot: Tensor | None, colour: Floats, mixes: bool) -> Tensor:

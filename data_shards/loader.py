@@ -14,7 +14,6 @@ Legend: B rows of this rank, V views, C channels, S x S pixels.
 
 from __future__ import annotations
 
-import math
 import multiprocessing.queues
 import multiprocessing.util
 import os
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,7 +54,6 @@ from data_shards.order import GlobalBatch
 from data_shards.samplers import parts
 
 Rows = npt.NDArray[np.int64]
-_CELLS = 2**19  # numbers of images that are made together on a CPU
 _rooms: list[npt.NDArray[np.float32]] = []  # memory of the latest batches
 _MOST_ROOMS = 4
 _FREE = 3  # references to a room that only `_rooms`, and who looks at it, hold
@@ -318,8 +316,8 @@ def _nearly_fits(reader: Reader, config: AugmentConfig) -> bool:
 
 
 def _planar(pixels: Pixels) -> Tensor:
-    """Return (n, C, S, S) from (n, S, S, C)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    """Return (n, C, S, S), the same memory, from (n, S, S, C)."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _viewed(reader: Reader, rows: Rows, views: int) -> Pixels:
@@ -392,7 +390,7 @@ def _raw(
 def _finished(raw: _Raw, config: AugmentConfig, views: int, device: torch.device | str) -> Batch:
     """Return the batch with its images, made on the device."""
     if torch.device(device).type == "cpu":
-        images = _applied(raw, config)
+        images = apply(raw.pixels, raw.parameters, config, raw.warps, _room(len(raw.pixels), config))
     else:
         pixels = raw.pixels.pin_memory().to(device, non_blocking=True)
         images = apply(pixels, raw.parameters, config, raw.warps)
@@ -400,35 +398,18 @@ def _finished(raw: _Raw, config: AugmentConfig, views: int, device: torch.device
     return raw.batch
 
 
-def _applied(raw: _Raw, config: AugmentConfig) -> Tensor:
-    """Return what `apply` does, a few images at a time: what lies between pixels and images stays in the cache."""
-
-    def work(part: slice, out: Tensor) -> Tensor:
-        return apply(raw.pixels[part], raw.parameters[part], config, raw.warps, out)
-
-    return _in_parts(work, len(raw.pixels), config)
-
-
 def _normalised(pixels: Tensor, config: AugmentConfig, device: torch.device | str) -> Tensor:
     if torch.device(device).type != "cpu":
         return normalise(pixels.to(device), config)
-    return _in_parts(lambda part, out: normalise(pixels[part], config, out), len(pixels), config)
+    return normalise(pixels, config, _room(len(pixels), config))
 
 
-def _in_parts(work: Callable[[slice, Tensor], Tensor], number: int, config: AugmentConfig) -> Tensor:
-    """Return (number, C, S, S) images that `work` puts into a few rows at a time; an image is the same in any batch."""
-    out = _room((number, config.channels, config.size, config.size))
-    step = max(1, _CELLS // math.prod(out.shape[1:]))
-    for start in range(0, number, step):
-        work(slice(start, start + step), out[start : start + step])
-    return out
-
-
-def _room(shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor (any values) in memory of an earlier batch that nobody holds any more, or in new memory.
+def _room(number: int, config: AugmentConfig) -> Tensor:
+    """Return (number, channels, S, S), any values, in memory of a batch that nobody holds any more, or in new memory.
 
     New memory is mapped page by page while it is filled: a third of all that a batch of 64 images of 224 px costs.
     """
+    shape = (number, config.channels, config.size, config.size)
     for array in _rooms:
         if array.shape == shape and sys.getrefcount(array) <= _FREE:
             return torch.from_numpy(array)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from torch.nn import functional
 
-from data_shards.augment import AugmentConfig, Parameters, draw, draw_views
-from data_shards.augment_batch import apply, colour_matrices, normalise, warp_masks
+from data_shards.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Parameters, draw, draw_views
+from data_shards.augment_batch import apply, colour_matrices, normalise, sampling_grid, warp_masks
 from data_shards.errors import UserError
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -21,6 +22,9 @@ PLAIN: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
 CONFIGS = {
     "moves": AugmentConfig(21, hflip=True, vflip=True, rotate90=True),
     "warp": AugmentConfig(21, hflip=True, rotate90=True, rotate_degrees=180, translate=0.1, scale=(0.8, 1.2), shear=10),
+    "stretch": AugmentConfig(21, hflip=True, vflip=True, translate=0.3, scale=(0.6, 1.5), padding="zeros"),
+    "turns": AugmentConfig(21, hflip=True, rotate90=True, translate=0.3, scale=(0.6, 1.5), erase=0.5),
+    "turns and colour": AugmentConfig(21, rotate90=True, translate=0.3, contrast=0.3, hue=0.2, erase=0.5),
     "border": AugmentConfig(21, rotate_degrees=25, padding="border", brightness=0.2),
     "colour": AugmentConfig(21, vflip=True, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.3),
     "contrast": AugmentConfig(21, contrast=0.5),
@@ -90,6 +94,29 @@ def test_the_warp_agrees_with_scipy(padding: Any, mode: str) -> None:
         for c in range(3):
             expected = ndimage.map_coordinates(images[i, c].astype(float), [source_y, source_x], order=1, mode=mode)
             assert np.abs(found[i, c] * 255 - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("padding", ["border", "reflection", "zeros"])
+@pytest.mark.parametrize("shape", [(21, 21), (25, 18)])
+@pytest.mark.parametrize("brightness", [0.0, 1e-9])  # with and without a step between resampling and normalisation
+def test_every_warp_is_what_grid_sample_makes_of_it(padding: Any, shape: tuple[int, int], brightness: float) -> None:
+    config = AugmentConfig(21, rotate90=True, translate=0.4, scale=(0.5, 2), padding=padding, brightness=brightness)
+    parameters = draw(config, 0, 0, IDS)
+    parameters.warp[::5] = draw(replace(config, rotate_degrees=30), 0, 0, IDS[::5]).warp
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (24, 3, *shape), dtype=np.uint8))
+    grid = sampling_grid(parameters.warp, 21)
+    expected = functional.grid_sample(images.float(), grid, "bilinear", padding, align_corners=False)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    assert (apply(images, parameters, config, True) - (expected / 255 - mean) / std).abs().max() < 1e-4
+
+
+def test_one_channel_is_stretched_once_and_repeated() -> None:
+    images = torch.from_numpy(random_images(channels=1))
+    for name in ("stretch", "turns", "turns and colour", "border"):
+        config = replace(CONFIGS[name], hue=0.0)
+        found, p = applied(images.numpy(), config)
+        expected = apply(images.repeat(1, 3, 1, 1), p, config)
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
 
 
 def test_brightness_and_contrast_turn_about_the_mean_of_the_image() -> None:

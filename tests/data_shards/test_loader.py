@@ -238,7 +238,8 @@ def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
 def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for make, config in READERS.values():
         whole = list(train_loader(make(), epoch_of(make()), config, 0, 1))
-        monkeypatch.setattr("data_shards.loader._CELLS", 1)
+        monkeypatch.setattr("data_shards.augment_batch._CELLS", 1)
+        monkeypatch.setattr("data_shards.stretch._CELLS", 1)
         assert all(map(equal, train_loader(make(), epoch_of(make()), config, 0, 1), whole))
         monkeypatch.undo()
 
