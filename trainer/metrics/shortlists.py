@@ -14,6 +14,8 @@ C items that are left of all queries of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -114,13 +116,26 @@ class Shortlists:
         if self._buffer.numel() < len(items) * len(rough):
             self._buffer = self._buffer.new_empty(len(items) * len(rough))
         out = self._buffer[: len(items) * len(rough)].view(len(items), len(rough))
-        codes = torch.mm(items, rough.T, out=out).view(torch.int16)
+        with _sums_in_float32():
+            codes = torch.mm(items, rough.T, out=out).view(torch.int16)
         owners, columns = removed
         here = (columns >= start) & (columns < start + len(items))
         places = (torch.from_numpy(each[here]).to(codes.device) for each in (columns - start, owners))
         codes[tuple(places)] = -1
         codes[max(self._num_items - start, 0) :] = -1
         return codes
+
+
+@contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """Keep a GPU from rounding the parts of a sum to bfloat16, which the bound on the error does not allow for."""
+    switch = torch.backends.cuda.matmul
+    before = switch.allow_bf16_reduced_precision_reduction
+    switch.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        switch.allow_bf16_reduced_precision_reduction = before
 
 
 def _block(k: int) -> int:
