@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ TERMS = {"k": 5}
 def test_ranks_get_the_bytes_of_one_process_whenever_the_coordinator_dies(num_ranks: int, forgets: int | None) -> None:
     rows = np.random.default_rng(0).standard_normal((600, 9)).astype(np.float32)
     expected = kmeans(rows, 5, 3)
+    deadline = time.monotonic() + 60.0
     lock, state = threading.Lock(), {"exchange": Exchange(), "calls": 0}
 
     def rank_of(rank: int) -> KMeansResult:
@@ -35,8 +37,8 @@ def test_ranks_get_the_bytes_of_one_process_whenever_the_coordinator_dies(num_ra
                 given = (rank, num_ranks, *arguments, 1.0) if method == "turn" else arguments
                 try:
                     return getattr(exchange, method)((0, 0), TERMS, step, *given)
-                except ClusterTimeout:
-                    if exchange is state["exchange"]:
+                except ClusterTimeout:  # in an old one, or others are slow
+                    if time.monotonic() > deadline:
                         raise
 
         shard, mine = KMeansShard(), np.arange(rank, 600, num_ranks)
