@@ -7,9 +7,9 @@ batches, channels_last, bf16 autocast, fused Adam, no look at the loss. Ours is 
 that it does besides: keyed order and draws, checksums of what is read, agreement on what is finite, saliency,
 metrics.jsonl. Images are random, in shards written for the occasion.
 
-With K above 1 also what a clustering takes, of all images or of those that training has not seen, as a share of the
-epoch. CPU seconds stand beside wall seconds: they change less with what else runs on the machine. A second argument is
-the share of the images, for a quick look.
+With K above 1 also what a clustering takes, as a share of the epoch: of all images, of those that training has not seen
+since the last one, and of those that it has not seen for 8 epochs. CPU seconds stand beside wall seconds: they change
+less with what else runs on the machine. A second argument is the share of the images, for a quick look.
 
 Legend: S images, B batch, K subspaces, D embedding width, C channels, P pixels of a side.
 """
@@ -47,6 +47,7 @@ from trainer.miners import nearest_beyond_cutoff
 from trainer.subspaces.partition import SubspacePartition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+MAX_AGE, WARM_UP = 8, 4
 # name: configuration, train and validation images, classes
 SETTINGS = {
     "small network, 28 px, batch 128": (CONFIGS / "compare" / "omniglot.yaml", (15_000, 2_000), 750),
@@ -54,7 +55,7 @@ SETTINGS = {
 }
 
 
-def config_for(path: Path, shards: Path, num_subspaces: int, steps: int, features: str = "penultimate") -> RunConfig:
+def config_for(path: Path, shards: Path, num_subspaces: int, steps: int, **cluster: Any) -> RunConfig:
     """Return a configuration of one process with K subspaces from the start and the published miner."""
     tree = read(path)
     tree["data"]["shards"] = str(shards)
@@ -62,7 +63,7 @@ def config_for(path: Path, shards: Path, num_subspaces: int, steps: int, feature
     tree["objective"] = {"miner": {"name": "nearest_beyond_cutoff"}}
     tree["train"] = {**tree["train"], "epochs": 100_000, "finetune_epoch": None, "steps_per_epoch": steps}
     tree["optim"] = {"lr": 1.0e-3}
-    tree["cluster"] = {"backend": "local", "recluster_every": 1, "features": features}
+    tree["cluster"] = {"backend": "local", "recluster_every": 1, **cluster}
     tree["growth"] = {"enabled": False}
     tree["launch"] = {"nproc": 1, "threads": 1, "trackers": []}
     return checked(tree, str(path))
@@ -204,9 +205,14 @@ def measure(name: str, num_subspaces: int, folder: Path, share: float, repeats: 
         plain = Plain(config, images, split.labels, zeros if assignment is None else np.asarray(assignment.labels))
         ways = {"ours": ours.train, "plain": plain.train, "validate": ours.validate}
         if num_subspaces > 1:
-            recycling = config_for(path, shards, num_subspaces, steps, "recycled")
+            recycling = config_for(path, shards, num_subspaces, steps, features="recycled")
             other = Ours(recycling, folder / f"recycled-{num_subspaces}", ends)
             ways |= {"cluster": ours.cluster, "ours, recycled": other.train, "cluster, recycled": other.cluster}
+            recycling = config_for(path, shards, num_subspaces, steps, features="recycled", max_age=MAX_AGE)
+            old = Ours(recycling, folder / f"old-{num_subspaces}", ends)
+            for _ in range(WARM_UP):  # until hardly a row is too old
+                old.train()
+            ways |= {f"ours, max_age {MAX_AGE}": old.train, f"cluster, max_age {MAX_AGE}": old.cluster}
         for way in ways.values():
             way()  # warm
         cpu: dict[str, list[float]] = {each: [] for each in ways}

@@ -57,7 +57,8 @@ def assemble(
     embed_options = build.embed_options(config)
     clustering, kept = config.cluster, None
     if clustering.features == "recycled":
-        kept = Recycled(len(train), network.head.num_features, clustering.recluster_every, device)
+        max_age = clustering.max_age or clustering.recluster_every
+        kept = Recycled(len(train), network.head.num_features, max_age, device)
     reclustering = Reclustering(
         engine,
         objectives,

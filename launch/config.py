@@ -92,6 +92,8 @@ class RunConfig(Section):
         ):
             if cannot_grow and self.growth.enabled:
                 raise ValueError(f"{what}: nothing can grow with it, set growth.enabled false")
+        if self.cluster.max_age is not None and self.cluster.features != "recycled":
+            raise ValueError("cluster.max_age is the age of kept features: it needs cluster.features recycled")
         if self.cluster.features == "recycled" and (self.objective.local is not None or self.objective.masks):
             raise ValueError("cluster.features recycled: there are no clusters with objective.local or objective.masks")
         self._check_kind()

@@ -260,6 +260,10 @@ class ClusterSection(Section):
         description="what is clustered: pooled features of the last level, in a pass over all images; the embedding;"
         " recycled: pooled features, kept from the training passes",
     )
+    max_age: Count | None = Field(
+        None,
+        description="epochs for which recycled features count; older rows are embedded; recluster_every if not given",
+    )
     overlap: bool = Field(False, description="k-means runs beside an epoch, and its clusters are used from the next on")
     recluster_every: Count = Field(2, description="epochs between clusterings")
     recluster_after_growth: bool = Field(

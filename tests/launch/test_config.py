@@ -98,6 +98,12 @@ def test_a_name_must_do_as_a_folder(name: str) -> None:
         checked({**MINIMAL, "name": name}, "it")
 
 
+def test_an_age_needs_features_that_age() -> None:
+    with pytest.raises(UserError, match=r"max_age.* needs cluster\.features recycled"):
+        checked({**MINIMAL, "cluster": {"max_age": 8}}, "it")
+    assert checked({**MINIMAL, "cluster": {"max_age": 8, "features": "recycled"}}, "it").cluster.max_age == 8
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan", "inf"])
 def test_numbers_are_finite(value: object) -> None:
     with pytest.raises(UserError, match=r"optim\.lr.* finite number"):
