@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ class Box(NamedTuple):
         return self.x + self.width / 2, self.y + self.height / 2
 
 
-class Arrow(NamedTuple):
+@dataclass(frozen=True)
+class Arrow:
     """One arrow: two names, a count, a path and where its number stands."""
 
     source: str
@@ -109,13 +111,14 @@ def _ports(pairs: list[tuple[str, str]]) -> dict[tuple[str, str, str], float]:
     for pair in pairs:
         if _beside(*pair) or (set(pair) & set(GAPS) and set(pair) & set(HALLS)):
             continue
-        for room, other, order in ((*pair, 0), (*reversed(pair), 1)):
+        source, target = pair
+        for room, other, order in ((source, target, 0), (target, source, 1)):
             is_below = ROOMS[other].y > ROOMS[room].y
             ends.setdefault((room, is_below), []).append((ROOMS[other].middle[0], order, pair))
     found = {}
     for (room, _), held in ends.items():
         for place, (_, _, pair) in enumerate(sorted(held)):
-            found[(*pair, room)] = ROOMS[room].x + ROOMS[room].width * (place + 1) / (len(held) + 1)
+            found[pair[0], pair[1], room] = ROOMS[room].x + ROOMS[room].width * (place + 1) / (len(held) + 1)
     for source, target in pairs:
         for hall, other in ((source, target), (target, source)):
             if hall in HALLS and (source, target, other) in found:

@@ -36,7 +36,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 AGAIN = "draw it again: subspace bench architecture --out docs/images/architecture.svg"
 PACKAGES = ("data_shards", "cluster", "trainer", "launch")
-SEAM = re.compile(r"This\s+is `([\w/]+)\.py`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SEAM = re.compile(r"This\s+is\s+`([\w/]+)\.py`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"With the line `(.+),` in the table")
 
 # -- the picture
