@@ -5,7 +5,8 @@
 Two processes of one thread with half of the rows each, one Ray, 20 iterations from the same keyed seeding. `in ranks`:
 the same shards, sums exchanged by torch.distributed (gloo), nothing else: what the others are measured against.
 `actors`, `ranks`: our two placements. `one faiss actor`: rows gathered on rank 0, put, clustered there by faiss from a
-start that is given. Times are those of the slower rank, without making the embeddings; Ray and actors run before.
+start that is given. Nobody looks for reserves, which only a training needs. Times are those of the slower rank, without
+making the embeddings; Ray and actors run before.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def rank_main(options: argparse.Namespace) -> None:
     del rows
     blocks = [(mine[i : i + BLOCK], own[i : i + BLOCK]) for i in range(0, len(mine), BLOCK)]
     choices = ActorOptions(num_shards=0, num_iterations=ITERATIONS)
-    by_actors = client.connect("actors", rank, WORLD_SIZE, 1)
-    by_ranks = client.connect("ranks", rank, WORLD_SIZE, 1, beside=choices)
+    by_actors = client.connect("actors", rank, WORLD_SIZE, 1, num_reserves=0)
+    by_ranks = client.connect("ranks", rank, WORLD_SIZE, 1, num_reserves=0, beside=choices)
     collector = ray.get_actor("faiss", "bench") if rank == 0 else None
 
     def gathered(method: str, step: int, answer: Any, last: Any) -> tuple[bool, Any]:

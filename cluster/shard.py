@@ -25,6 +25,8 @@ from cluster.sums import CHUNK, Partial, Scale
 from data_shards import keyed
 from data_shards.errors import UserError
 
+_TOGETHER = 16  # centroids for which reserves are screened in one pass over the rows
+
 
 class Summary(NamedTuple):
     """What a shard holds: rows, feature width (0 when empty), largest magnitude, bound of the row norms."""
@@ -241,8 +243,10 @@ class KMeansShard:
         for block in self._blocks:
             own = np.einsum("ij,ij->i", block.features, weights.T[block.labels]) + offsets[block.labels]
             for k, part in enumerate(parts):
+                if k % _TOGETHER == 0:
+                    scores = block.features @ weights[:, k : k + _TOGETHER]
                 # The screen may misjudge an extra cost by twice the tolerance; what it leaves is measured exactly.
-                extra = block.features @ weights[:, k] + offsets[k] - own
+                extra = scores[:, k % _TOGETHER] + offsets[k] - own
                 extra[block.labels == k] = np.inf
                 limit = np.partition(extra, num - 1)[num - 1] if num < len(extra) else np.inf
                 rows = np.flatnonzero((extra <= limit + 2 * tolerance) & (block.labels != k))
