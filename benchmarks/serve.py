@@ -51,10 +51,11 @@ def bare(run: Path) -> None:
     from data_shards.augment_batch import normalise
     from data_shards.decode import load_image
     from launch import build
-    from launch.seen import Geometry, of_image
+    from launch.seen import of_image, preprocessing
 
     config = config_of(run)
-    transform, geometry = build.transform(config), Geometry.of(shards_of(config))
+    transform, folder = build.transform(config), shards_of(config)
+    steps = preprocessing(folder.manifest, transform)
     with alone(config):
         trained = load(run, config)
     torch.set_num_threads(os.cpu_count() or 1)
@@ -62,7 +63,7 @@ def bare(run: Path) -> None:
 
     @app.post("/search")
     async def search(request: Request) -> list[float]:
-        seen = of_image(load_image(await request.body(), geometry.channels), "", geometry, transform)
+        seen = of_image(load_image(await request.body(), folder.manifest.channels), "", steps)
         pixels = np.array(seen.pixels.transpose(2, 0, 1)[None])
         with torch.no_grad():
             vectors = trained.network(normalise(torch.from_numpy(pixels), transform)).vectors
