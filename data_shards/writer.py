@@ -18,7 +18,6 @@ from data_shards.files import sha256_of
 from data_shards.manifest import ShardEntry
 from data_shards.schema import FACTOR_PREFIX, shard_schema
 
-_HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ length of a block, so per sample the products of a block sum to zero: the publis
 samples as well, `mean_of_abs` does not. It makes no difference whether the products are taken before or after the
 block is normalised: with u = e / |e|, e_i dL/de_i = u_i dL/du_i once dL/du is projected onto the sphere.
 
-Only D sums are kept (the published code keeps every activation of an epoch). They are additive over ranks; take the
-gradient before it is averaged over ranks.
+Only D sums are kept (the published code keeps every activation of an epoch). Every rank takes them of the vectors of the
+whole batch, so they are equal everywhere.
 
 Legend: N vectors, D embedding width.
 """
@@ -49,11 +49,11 @@ class TaylorSaliency:
         self.count = 0
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return sums (D,) and count (1,), both float64: what ranks add up and checkpoints keep."""
+        """Return sums (D,) and count (1,), both float64: what checkpoints keep."""
         return {"sums": self.sums.clone(), "count": torch.tensor([float(self.count)], dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take what `state_dict` gave, possibly added over ranks."""
+        """Take what `state_dict` gave."""
         if state["sums"].shape != self.sums.shape:
             raise ValueError(f"saliency of {tuple(state['sums'].shape)} does not fit {tuple(self.sums.shape)}")
         self.sums = state["sums"].to(self.sums.device, torch.float64).clone()
