@@ -19,7 +19,6 @@ from data_shards.manifest import ShardEntry
 from data_shards.schema import FACTOR_PREFIX, shard_schema
 
 
-
 @dataclass(frozen=True)
 class Row:
     """One image as it is stored; `mask` is PNG bytes, `group` "" when there is none."""

@@ -5,8 +5,8 @@ length of a block, so per sample the products of a block sum to zero: the publis
 samples as well, `mean_of_abs` does not. It makes no difference whether the products are taken before or after the
 block is normalised: with u = e / |e|, e_i dL/de_i = u_i dL/du_i once dL/du is projected onto the sphere.
 
-Only D sums are kept (the published code keeps every activation of an epoch). Every rank takes them of the vectors of the
-whole batch, so they are equal everywhere.
+Only D sums are kept (the published code keeps every activation of an epoch). Every rank takes them of the vectors of
+the whole batch, so they are equal everywhere.
 
 Legend: N vectors, D embedding width.
 """
