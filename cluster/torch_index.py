@@ -75,16 +75,17 @@ class TorchBackend(Screening):
         norms = torch.empty(len(rows), device=self._device)
         copied = self._dtype != torch.float32
         centred = torch.empty(rows.shape, dtype=self._dtype, device=self._device) if copied else rows
-        lost = longest = largest = 0.0
+        peaks = torch.zeros(3, device=self._device)  # share lost, norm, magnitude; NaN stays
         for part in pieces(*block.shape):
-            longest = max(float(_norms(rows[part]).max()), longest)
-            largest = max(float(rows[part].abs().max()), largest)  # NaN comes first and stays
             exact = rows[part] - reference
             norms[part] = _norms(exact)
+            found = [peaks[0], _norms(rows[part]).max(), rows[part].abs().max()]
             if copied:
                 centred[part] = exact
                 exact -= centred[part]
-                lost = max(lost, float((_norms(exact) / norms[part]).max()))
+                found[0] = (_norms(exact) / norms[part]).max()
+            peaks = torch.maximum(peaks, torch.stack(found))
+        lost, longest, largest = peaks.tolist()
         lost = min(lost, 1.0) + 2.0 * UNIT  # the subtraction of the reference rounds too
         wide = reference.cpu().numpy().astype(np.float64)
         return Loaded(_Content(rows, centred, norms), norms.cpu().numpy(), wide, largest, longest, lost)

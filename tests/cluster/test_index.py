@@ -68,6 +68,15 @@ def test_values_that_would_abort_faiss_never_reach_it(bad: float) -> None:
         nearest(np.where(np.arange(4)[:, None] == 2, np.float32(bad), rows), rows, "faiss")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("row", [0, 9000, 39_999])
+def test_one_bad_row_among_many_is_named_wherever_it_is(backend: str, row: int) -> None:
+    rows = np.ones((40_000, 8), dtype=np.float32)  # several pieces
+    rows[row, 3] = np.nan
+    with pytest.raises(UserError, match=f"row {row} are not finite"):
+        NearestCentroid(backend).load(rows)
+
+
 def test_unknown_and_missing_backends_are_named() -> None:
     with pytest.raises(UserError, match="Unknown k-means backend 'fais'"):
         make_backend("fais")
