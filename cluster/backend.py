@@ -1,7 +1,7 @@
 """Where rows and centroids meet: what every backend does, and how those that only screen do it.
 
 A float32 matrix product changes its last bits with block size, thread count and instruction set, so on its own it
-would let the number of shards decide a near tie. Every backend here only *screens*: it gives the best centroid and
+would let the number of shards decide a near tie. Every backend first only *screens*: it gives the best centroid and
 all that lie within a rigorous rounding bound of it (Higham 2002, "Accuracy and Stability of Numerical Algorithms",
 section 3.1). Those few pairs are decided again in float64, row by row, the lower id winning an exact tie. The labels
 are therefore one function of (row, centroids), whatever the backend, block or machine.
@@ -11,6 +11,7 @@ Legend: n rows of a block, m rows that are asked about, F feature width, K centr
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -84,14 +85,18 @@ class Backend(Protocol):
         ...
 
 
-class Screening:
+class Screening(ABC):
     """A backend that screens up to `chunk` rows at a time; the rest is the same for all of them."""
 
     chunk: int
 
+    @abstractmethod
     def screen(self, loaded: Loaded, rows: Rows) -> Screen:
         """Return labels, gaps and undecided pairs of some rows."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def load(self, block: Features) -> Loaded:
+        """See `Backend`."""
 
     def prepare(self, centroids: Features, max_norm: float) -> None:
         """See `Backend`."""
