@@ -30,6 +30,13 @@ def made(kind: str, num_rows: int, width: int, seed: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
+def moved(centroids: np.ndarray, sums: np.ndarray, counts: np.ndarray, scale: Scale) -> np.ndarray:
+    """Return the means of what was added up; a centroid without rows stays."""
+    means, filled = centroids.copy(), counts > 0
+    means[filled] = scale.values(sums[filled]) / counts[filled, None]
+    return means
+
+
 def walk(rows: np.ndarray, shards: list[KMeansShard], centroids: np.ndarray, num: int) -> list[tuple[np.ndarray, ...]]:
     """Return centroids, counts and labels of every iteration."""
     scale, seen = Scale.of(len(rows), float(np.abs(rows).max())), []
@@ -40,8 +47,7 @@ def walk(rows: np.ndarray, shards: list[KMeansShard], centroids: np.ndarray, num
         found = [shard.labels(0, centroids, scale, norm) for shard in shards]
         order = np.argsort(np.concatenate([ids for ids, _ in found]))
         seen.append((centroids, counts, np.concatenate([labels for _, labels in found])[order]))
-        centroids = centroids.copy()
-        centroids[counts > 0] = scale.values(sums[counts > 0]) / counts[counts > 0, None]
+        centroids = moved(centroids, sums, counts, scale)
     return seen
 
 

@@ -16,7 +16,7 @@ from cluster.index import row_norm_bound
 from cluster.native import NativeBackend
 from cluster.sums import Partial, Scale
 from data_shards.errors import UserError
-from tests.cluster.test_bounds import KINDS, made
+from tests.cluster.test_bounds import KINDS, made, moved
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs a processor with AVX-512 and a compiler")
 SCREENS = [False, *([True] if native.library() is not None and native.has_tiles() else [])]
@@ -39,11 +39,10 @@ def passes(
         backend.relabel(block, partial, scale.shift)
         assert block.labels is not None
         yield centroids, block.labels.copy(), partial.sums.copy(), partial.counts.copy()
-        moved, filled = centroids.copy(), partial.counts > 0
-        moved[filled] = scale.values(partial.sums[filled]) / partial.counts[filled, None]
+        means = moved(centroids, partial.sums, partial.counts, scale)
         if block.bounds is not None:
-            block.bounds.move(Drift.between(centroids, moved))
-        centroids = moved
+            block.bounds.move(Drift.between(centroids, means))
+        centroids = means
 
 
 @pytest.mark.parametrize("tiles", SCREENS)
