@@ -75,7 +75,7 @@ def rank_main(options: argparse.Namespace) -> None:
     by_ranks = client.connect("ranks", rank, WORLD_SIZE, 1, num_reserves=0, beside=choices)
     collector = ray.get_actor("faiss", "bench") if rank == 0 else None
 
-    def gathered(method: str, step: int, answer: Any, last: Any) -> tuple[bool, Any]:
+    def gathered(step: int, answer: Any, last: Any) -> tuple[bool, Any]:
         from cluster.exchange import added_up
 
         answers: list[Any] = [None] * WORLD_SIZE
@@ -86,7 +86,11 @@ def rank_main(options: argparse.Namespace) -> None:
         shard = KMeansShard()
         for ids, features in blocks:
             shard.put(version, ids, features)
-        return KMeans(Peers(shard, gathered), ITERATIONS).fit(version, options.clusters, SEED).labels
+        return (
+            KMeans(Peers(shard, gathered, lambda step, last: None), ITERATIONS)
+            .fit(version, options.clusters, SEED)
+            .labels
+        )
 
     def one_faiss_actor(version: int) -> np.ndarray:
         parts = [torch.empty(len(range(r, options.rows, WORLD_SIZE)), options.width) for r in range(WORLD_SIZE)]

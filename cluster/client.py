@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -91,18 +92,18 @@ class RayCluster:
         key, deadline = (self.attempt, version), time.monotonic() + self._timeout_s
         terms = {"num_clusters": num_clusters, "seed": seed, "num_reserves": self._num_reserves}
 
-        def turn(method: str, step: int, *arguments: Any) -> Any:
-            given: tuple[Any, ...] = (key, terms, step, *arguments)
-            if method == "turn":
-                given = (key, terms, step, self._rank, self._world_size, *arguments, 0.9 * self._timeout_s)
-            return self._call("kmeans", method, given, f"clustering {version}")
+        def ask(method: str, *arguments: Any) -> Any:
+            return self._call("kmeans", method, (key, terms, *arguments), f"clustering {version}")
+
+        def turn(step: int, answer: Any, last: Any) -> Any:
+            return ask("turn", step, self._rank, self._world_size, answer, last, 0.9 * self._timeout_s)
 
         def check(stage: str) -> None:
             if time.monotonic() > deadline:
                 raise ClusterTimeout(f"Clustering {version} did not finish in time; it was at {stage}.")
 
         return fit(
-            *(self._shard, turn, version, num_clusters, seed),
+            *(self._shard, turn, partial(ask, "leave"), version, num_clusters, seed),
             *(self._num_reserves, self._beside.num_iterations, check),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,23 +28,26 @@ def test_ranks_get_the_bytes_of_one_process_whenever_the_coordinator_dies(num_ra
     lock, state = threading.Lock(), {"exchange": Exchange(), "calls": 0}
 
     def rank_of(rank: int) -> KMeansResult:
-        def ask(method: str, step: int, *arguments: Any) -> Any:
+        def ask(method: str, *arguments: Any) -> Any:
             while True:
                 with lock:
                     state["calls"] += 1
                     if state["calls"] == forgets:
                         state["exchange"] = Exchange()  # those who wait in the old one find no answer there
                     exchange = state["exchange"]
-                given = (rank, num_ranks, *arguments, 1.0) if method == "turn" else arguments
                 try:
-                    return getattr(exchange, method)((0, 0), TERMS, step, *given)
+                    return getattr(exchange, method)((0, 0), TERMS, *arguments)
                 except ClusterTimeout:  # in an old one, or others are slow
                     if time.monotonic() > deadline:
                         raise
 
         shard, mine = KMeansShard(), np.arange(rank, 600, num_ranks)
         shard.put(0, mine, rows[mine])
-        return fit(shard, ask, 0, 5, 3, 0, 100, lambda stage: None)
+
+        def turn(step: int, answer: Any, last: Any) -> Any:
+            return ask("turn", step, rank, num_ranks, answer, last, 1.0)
+
+        return fit(shard, turn, partial(ask, "leave"), 0, 5, 3, 0, 100, lambda stage: None)
 
     with ThreadPoolExecutor(num_ranks) as pool:
         for result in pool.map(rank_of, range(num_ranks)):
